@@ -1,0 +1,1 @@
+"""Types of the native extension; the code is in csrc/."""

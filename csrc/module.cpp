@@ -1,0 +1,10 @@
+// The Python extension trimtab._native. Nothing here but the list of its parts.
+#include "bindings.h"
+
+PYBIND11_MODULE(_native, module) {
+    module.doc() = "Trimtab's native core: slabs, wire codec, column programs.";
+    trimtab::bind_slab(module);
+    trimtab::bind_codec(module);
+    trimtab::bind_columns(module);
+    trimtab::bind_crc(module);
+}

@@ -1,0 +1,4 @@
+#include "bindings.h"
+namespace trimtab {
+void bind_slab(pybind11::module_&) {}
+}  // namespace trimtab
