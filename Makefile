@@ -1,0 +1,48 @@
+# The two commands of a newcomer are `make demo` and `make test`; each sets up what it needs in .venv and starts in seconds afterwards.
+.PHONY: demo test lint format bench sanitize setup clean help
+.DEFAULT_GOAL := help
+
+PYTHON := .venv/bin/python
+
+help:
+	@echo "make demo      set up, then train, serve and replay a year of real flights (build/demo/report.html)"
+	@echo "make test      set up, then run the whole test suite"
+	@echo "make lint      ruff, mypy --strict, pyright"
+	@echo "make bench     the benchmarks, quick form (results under build/bench/)"
+	@echo "make sanitize  the native tests under AddressSanitizer and UndefinedBehaviorSanitizer"
+	@echo "make format    ruff format and import order, in place"
+	@echo "make clean     remove what was built (not .venv)"
+
+demo:
+	@tools/setup.sh demo
+	@$(PYTHON) examples/flights/run.py
+
+test:
+	@tools/setup.sh dev
+	@$(PYTHON) -m pytest
+
+lint:
+	@tools/setup.sh dev
+	@$(PYTHON) -m ruff check .
+	@$(PYTHON) -m ruff format --check .
+	@$(PYTHON) -m mypy
+	@$(PYTHON) -m pyright
+
+bench:
+	@tools/setup.sh dev
+	@tools/bench.sh
+
+sanitize:
+	@tools/setup.sh dev
+	@tools/sanitize.sh
+
+format:
+	@tools/setup.sh dev
+	@$(PYTHON) -m ruff check --fix .
+	@$(PYTHON) -m ruff format .
+
+setup:
+	@tools/setup.sh dev
+
+clean:
+	rm -rf build .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks

@@ -1,0 +1,62 @@
+#!/usr/bin/env bash
+# Make .venv and install Trimtab into it, editable, with the pinned versions of constraints.txt.
+#
+# usage: tools/setup.sh demo|dev     demo: what `make demo` needs; dev: also the tests and linters
+#
+# What is installed is remembered by the hash of everything that decides it; when nothing changed this ends at once.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+kind=${1:?usage: tools/setup.sh demo|dev}
+case $kind in demo) extras=demo ;; dev) extras=dev,demo ;; *) echo "setup: expected demo or dev, got $kind" >&2; exit 2 ;; esac
+
+say() { printf 'setup: %s\n' "$*" >&2; }
+fail() { say "$*"; exit 1; }
+
+# Debian and Ubuntu leave these out of a minimal python3; install them where we may, else say how.
+system_packages() {
+  local run=()
+  if ! command -v apt-get >/dev/null; then fail "please install $* with your package manager, then run this again"; fi
+  if [ "$(id -u)" != 0 ]; then
+    if sudo -n true 2>/dev/null; then run=(sudo -n); else fail "please run: sudo apt-get install $*"; fi
+  fi
+  say "installing $*"
+  "${run[@]}" apt-get update -qq
+  DEBIAN_FRONTEND=noninteractive "${run[@]}" apt-get install -y -qq --no-install-recommends "$@" >/dev/null
+}
+
+python=${TRIMTAB_PYTHON:-}
+if [ -z "$python" ]; then
+  for candidate in python3.11 python3.12 python3 python3.13; do
+    if command -v "$candidate" >/dev/null && "$candidate" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null; then
+      python=$candidate; break
+    fi
+  done
+fi
+[ -n "$python" ] || fail "Trimtab needs Python 3.11 or newer and found none (set TRIMTAB_PYTHON to name one)"
+
+tag=$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+wanted=$( { echo "$tag $PWD"; cat constraints.txt pyproject.toml CMakeLists.txt tools/setup.sh protos/v1/*.proto csrc/*; } | sha256sum | cut -d' ' -f1)
+for installed in .venv/.trimtab-$kind .venv/.trimtab-dev; do  # dev holds all that demo needs
+  if [ -f "$installed" ] && [ "$(cat "$installed")" = "$wanted" ]; then exit 0; fi
+done
+
+missing=()
+command -v c++ >/dev/null || command -v g++ >/dev/null || missing+=(g++)
+"$python" -c 'import ensurepip, venv' 2>/dev/null || missing+=("python$tag-venv")
+"$python" -c 'import sys, sysconfig, pathlib; sys.exit(not pathlib.Path(sysconfig.get_path("include"), "Python.h").exists())' || missing+=("python$tag-dev")
+[ ${#missing[@]} = 0 ] || system_packages "${missing[@]}"
+
+if ! [ -x .venv/bin/python ] || [ "$(.venv/bin/python -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)" != "$tag" ]; then
+  say "making .venv with $python ($tag)"
+  rm -rf .venv
+  "$python" -m venv .venv
+fi
+pip=(.venv/bin/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt)
+say "installing the pinned dependencies (a few minutes the first time)"
+# torch goes first and by its exact version, so that nothing else can choose another build.
+"${pip[@]}" "torch==$(sed -n 's/^torch==//p' constraints.txt)"
+"${pip[@]}" scikit-build-core pybind11 grpcio-tools mypy-protobuf cmake ninja
+say "building the native extension and the protocol stubs"
+"${pip[@]}" --no-build-isolation --editable ".[$extras]"
+echo "$wanted" >.venv/.trimtab-$kind
+say "ready"
