@@ -1,11 +1,11 @@
-// Each source file of the extension binds its own classes; module.cpp calls these in order.
+// Each part of the extension binds its own classes; module.cpp calls these in order.
 #pragma once
 
 #include <pybind11/pybind11.h>
 
 namespace trimtab {
 
-void bind_slab(pybind11::module_& module);     // slab.cpp: Schema, Slab
+void bind_slab(pybind11::module_& module);     // slab_bindings.cpp: Schema, Slab
 void bind_codec(pybind11::module_& module);    // codec.cpp: InferRequest, encode_infer_response, WireError
 void bind_columns(pybind11::module_& module);  // columns.cpp: CompiledProgram, NativeSketch
 void bind_crc(pybind11::module_& module);      // crc32c.cpp: crc32c

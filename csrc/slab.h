@@ -12,9 +12,15 @@
 #include <cstdint>
 #include <limits>
 #include <memory>
+#include <optional>
+#include <span>
 #include <string>
 #include <string_view>
+#include <unordered_map>
+#include <utility>
 #include <vector>
+
+#include "buffer.h"
 
 namespace trimtab {
 
@@ -27,17 +33,29 @@ struct Field {
     Type type = Type::real;
 };
 
-// The columns of a model's requests, in order. Immutable, shared by every slab, request and program of the model.
+// The columns of a model's requests, in order: the features, then the `keys` key columns, which are captured but are no
+// features. Immutable, shared by every slab, request and program of the model.
 struct Schema {
     std::vector<Field> fields;
-    bool all_real = false;  // a packed [n, fields] tensor is possible
+    std::size_t keys = 0;
+    bool all_real = false;  // all features are real: a packed [n, features] tensor is possible
+
+    // Throws std::invalid_argument on no features, an empty or repeated name.
+    static std::shared_ptr<Schema> make(std::vector<Field> fields, std::size_t keys);
+
+    std::size_t features() const { return fields.size() - keys; }
+    std::optional<std::size_t> find(std::string_view name) const;
+    bool operator==(const Schema& other) const;
+
+  private:
+    std::unordered_map<std::string_view, std::size_t> index_;  // into the names of `fields`
 };
 
 struct Column {
-    std::vector<float> reals;            // real, boolean
-    std::vector<std::int64_t> integers;  // integer
-    std::vector<std::int32_t> offsets;   // string: starts as {0}
-    std::vector<char> bytes;             // string
+    Buffer<float> reals;            // real, boolean
+    Buffer<std::int64_t> integers;  // integer
+    Buffer<std::int32_t> offsets;   // string: starts as {0}
+    Buffer<char> bytes;             // string
 
     std::string_view text(std::size_t row) const {
         return {bytes.data() + offsets[row], static_cast<std::size_t>(offsets[row + 1] - offsets[row])};
@@ -78,10 +96,27 @@ class Slab {
     // Called by a writer once every column has `rows` rows.
     void commit(std::size_t rows) { rows_ = rows; }
 
+    // Appends rows of another slab of an equal schema: [start, stop), or those at `indices`, in their order. On an exception
+    // the slab is as before. Throws std::invalid_argument (schemas differ, itself), std::out_of_range, std::length_error (a
+    // string column beyond 2 GiB).
+    void extend(const Slab& other, std::size_t start, std::size_t stop);
+    void extend(const Slab& other, std::span<const std::int32_t> indices);
+
+    // Bytes that the rows take, without spare capacity.
+    std::size_t size_bytes() const;
+
   private:
+    void require_same_schema(const Slab& other) const;
+
     std::shared_ptr<const Schema> schema_;
     std::vector<Column> columns_;
     std::size_t rows_ = 0;
 };
+
+// Grows a string column's bytes by `count` and returns where they start; throws std::length_error where int32 offsets end.
+char* grow_text(Column& column, std::size_t count);
+
+const char* type_name(Type type);
+Type type_from_name(std::string_view name);  // throws std::invalid_argument
 
 }  // namespace trimtab
