@@ -1,0 +1,114 @@
+"""What can go wrong with what lasts. Each class carries the gRPC status that a server's edge answers with.
+
+StoreError                  INTERNAL             reading or writing failed; the message names the file
+├── ProjectError            FAILED_PRECONDITION  trimtab.toml is missing or wrong
+├── InvalidId               INVALID_ARGUMENT     not a request id that a server could have issued
+├── DiskFull                RESOURCE_EXHAUSTED   no space, quota or file size left
+├── SegmentDamaged          DATA_LOSS            a sealed segment is not what the index says
+├── SegmentGone             NOT_FOUND            a sealed segment was deleted or rewritten: list again
+├── LabelsDamaged           DATA_LOSS            labels.sqlite is not a label database, or is corrupt
+├── VersionUnknown          NOT_FOUND            no such version
+├── VersionConflict         ALREADY_EXISTS       versions are immutable: published before with other contents
+├── VersionDamaged          DATA_LOSS            a version's files are not what its manifest says
+├── LiveDamaged             DATA_LOSS            live.json cannot be read
+└── StaleEpoch              ABORTED              live.json changed since the caller read it
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+__all__ = [
+    "DiskFull",
+    "InvalidId",
+    "LabelsDamaged",
+    "LiveDamaged",
+    "ProjectError",
+    "SegmentDamaged",
+    "SegmentGone",
+    "StaleEpoch",
+    "StoreError",
+    "VersionConflict",
+    "VersionDamaged",
+    "VersionUnknown",
+]
+
+
+class StoreError(Exception):
+    """Reading or writing what lasts failed; the message is one line and names the file."""
+
+    status: ClassVar[str] = "INTERNAL"
+
+
+class ProjectError(StoreError):
+    """trimtab.toml is missing or wrong.
+
+    `str()` is one line for the first problem; `problems` has one line for each.
+    """
+
+    status = "FAILED_PRECONDITION"
+
+    def __init__(self, *problems: str) -> None:
+        self.problems = problems
+        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        super().__init__(problems[0] + more)
+
+
+class InvalidId(StoreError, ValueError):
+    """The text or bytes are not a request id (a UUID of version 7)."""
+
+    status = "INVALID_ARGUMENT"
+
+
+class DiskFull(StoreError):
+    """There is no space, quota or permitted file size left to write with."""
+
+    status = "RESOURCE_EXHAUSTED"
+
+
+class SegmentDamaged(StoreError):
+    """A sealed segment is not what the index says it is."""
+
+    status = "DATA_LOSS"
+
+
+class SegmentGone(StoreError):
+    """A sealed segment was deleted (retention) or rewritten (forget) after it was listed: list again."""
+
+    status = "NOT_FOUND"
+
+
+class LabelsDamaged(StoreError):
+    """labels.sqlite is no label database of ours, or is corrupt."""
+
+    status = "DATA_LOSS"
+
+
+class VersionUnknown(StoreError):
+    """There is no such version."""
+
+    status = "NOT_FOUND"
+
+
+class VersionConflict(StoreError):
+    """The version was published before, with other contents. Versions are immutable."""
+
+    status = "ALREADY_EXISTS"
+
+
+class VersionDamaged(StoreError):
+    """A version's files are not what its manifest says they are."""
+
+    status = "DATA_LOSS"
+
+
+class LiveDamaged(StoreError):
+    """live.json cannot be read. It is never guessed at: what serves is a person's decision then."""
+
+    status = "DATA_LOSS"
+
+
+class StaleEpoch(StoreError):
+    """live.json changed since the caller read it; read it again and decide again."""
+
+    status = "ABORTED"

@@ -1,0 +1,469 @@
+"""Every setting of trimtab.toml: frozen, typed, a docstring per field. docs/project-file.md is generated from these
+classes.
+
+Knows nothing of files, paths or messages: project.py reads the file into these classes and says in one line what is
+wrong. Durations are int µs here, whatever unit the file used.
+"""
+
+from __future__ import annotations
+
+import datetime
+import itertools
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from trimtab.store.durations import parse_duration
+
+__all__ = [
+    "BatchingSettings",
+    "CaptureSettings",
+    "DataSettings",
+    "DriftSettings",
+    "Duration",
+    "FeatureSettings",
+    "GateSettings",
+    "LabelSettings",
+    "MlflowSettings",
+    "ModelSettings",
+    "ProjectFile",
+    "RetrainSettings",
+    "RolloutSettings",
+    "SecuritySettings",
+    "ServerSettings",
+    "Settings",
+    "TransformSettings",
+]
+
+Duration = Annotated[int, BeforeValidator(parse_duration)]
+
+
+def _scalar_text(value: object) -> object:
+    """Class names and data values may be written bare: 1, true, 2013-02-01."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, datetime.date | datetime.time):
+        return value.isoformat()
+    return str(value) if isinstance(value, int | float) else value
+
+
+Scalar = Annotated[str, BeforeValidator(_scalar_text)]
+Port = Annotated[int, Field(ge=0, le=65535)]
+Count = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+class Settings(BaseModel):
+    """What all sections share: unknown keys are errors, values are not coerced, nothing changes after loading."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        strict=True,
+        use_attribute_docstrings=True,
+        allow_inf_nan=False,
+        validate_by_name=False,
+    )
+
+
+class ServerSettings(Settings):
+    """The serving process."""
+
+    host: str = "127.0.0.1"
+    """Address that gRPC and HTTP listen on; "0.0.0.0" for all."""
+    grpc_port: Port = 8001
+    """Port of the gRPC services; 0 takes a free one."""
+    http_port: Port = 8002
+    """Port of /metrics, /livez and /readyz; 0 takes a free one."""
+    transport: Literal["auto", "native", "grpcio"] = "auto"
+    """What speaks HTTP/2: "grpcio", or "auto" for the fastest one that was built. "native" is not in this release."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where the models run; "auto" takes the GPU if there is one."""
+    max_message_bytes: Annotated[int, Field(ge=1024)] = 67_108_864
+    """Largest request or answer, in bytes."""
+    drain_seconds: Annotated[float, Field(ge=0.0)] = 20.0
+    """How long a stopping server may take to answer what it has accepted."""
+    trainer: bool = True
+    """Run the trainer process beside the server."""
+    lockstep: bool = False
+    """For replays: capture waits instead of dropping, has no rate cap, and schedules follow data time."""
+    threads: Count = 1
+    """CPU threads of one forward pass."""
+
+    @field_validator("transport")
+    @classmethod
+    def _implemented(cls, value: str) -> str:
+        if value == "native":
+            raise ValueError('"native" is not in this release; use "auto" or "grpcio"')
+        return value
+
+
+class SecuritySettings(Settings):
+    """Who may do what."""
+
+    admin: Literal["socket"] = "socket"
+    """Where Lifecycle is served: only on a Unix socket that the server's user alone may open."""
+
+
+class MlflowSettings(Settings):
+    """Where runs and model versions are recorded. Serving and training go on when it is down."""
+
+    enabled: bool = True
+    """Record runs, metrics, lineage and model versions in MLflow."""
+    tracking_uri: str = ""
+    """Tracking server; empty: an SQLite database of its own under state/."""
+    experiment: Annotated[str, Field(min_length=1)] = "trimtab"
+    """Name of the MLflow experiment."""
+
+
+class DataSettings(Settings):
+    """The history that the project was made from, and that `trimtab train` reads."""
+
+    path: str = ""
+    """CSV or Parquet file; relative to this folder."""
+    time: str = ""
+    """Column with each row's time; empty: file order, one second a row."""
+    label_time: str = ""
+    """Column with the time at which each row's label became known; empty: at once."""
+    train_rows: Annotated[int, Field(ge=0)] = 0
+    """Train on this many of the oldest rows; 0: see `until`."""
+    until: Scalar = ""
+    """Train on rows before this value of the time column; empty, with train_rows 0: on the oldest 30 %."""
+
+    @model_validator(mode="after")
+    def _one_bound(self) -> DataSettings:
+        if self.train_rows and self.until:
+            raise ValueError("train_rows and until exclude each other; give one")
+        return self
+
+
+class TransformSettings(BaseModel):
+    """One step of a feature's chain: an op's name and its fixed parameters. What is fitted is not written here."""
+
+    model_config = ConfigDict(frozen=True, extra="allow", strict=True, use_attribute_docstrings=True)
+
+    op: str
+    """Name of the op, such as "impute", "clip", "standardise", "vocabulary"."""
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """The op's fixed parameters, by name."""
+        return dict(self.model_extra or {})
+
+
+def _transform(value: object) -> object:
+    return {"op": value} if isinstance(value, str) else value
+
+
+class FeatureSettings(Settings):
+    """One column of a request, in order."""
+
+    name: Annotated[str, Field(min_length=1)]
+    """Name of the column and of the request's input tensor."""
+    type: Literal["real", "boolean", "integer", "string"]
+    """What the column holds. "integer" and "string" are categories unless the chain says otherwise."""
+    transforms: tuple[Annotated[TransformSettings, BeforeValidator(_transform)], ...] = ()
+    """The chain: names or tables, `["impute", { op = "clip", low = 0.0, high = 1.0 }]`; empty: the type's default
+    chain."""
+
+    @field_validator("name")
+    @classmethod
+    def _not_reserved(cls, value: str) -> str:
+        if value.startswith("_"):
+            raise ValueError(f"{value!r}: names that start with an underscore are the captures' own; rename the column")
+        return value
+
+
+class LabelSettings(Settings):
+    """What is predicted, and how its truth comes back."""
+
+    column: Annotated[str, Field(min_length=1)]
+    """Column of the data with the truth."""
+    key: tuple[str, ...] = ()
+    """Columns that identify a row for Feedback, instead of the request id; captured, but features only where listed
+    as such."""
+    horizon: Duration = parse_duration("30d")
+    """How long after its request a row may still be labelled."""
+    absent_means: Literal["unknown", "negative"] = "unknown"
+    """What a row past the horizon without a label is: left out, or a negative."""
+    cohort: Annotated[Duration, Field(gt=0)] = parse_duration("1h")
+    """Rows of requests this close together become mature together: once 95 % are labelled, or past the horizon."""
+
+
+class BatchingSettings(Settings):
+    """How rows of waiting requests form one batch. Names as in Triton's model configuration."""
+
+    max_batch_size: Count = 256
+    """Most rows of one forward pass; larger requests are split."""
+    max_queue_delay_microseconds: Annotated[int, Field(ge=0)] = 0
+    """How long a batch may wait to become fuller; 0: never."""
+    preferred_batch_size: tuple[Count, ...] = ()
+    """Batch sizes that are not waited beyond."""
+    priority_levels: int = 0
+    """Not in this release; must be 0."""
+    max_queue_size: Count = 4096
+    """Most requests that wait; beyond it they get RESOURCE_EXHAUSTED."""
+    default_timeout_microseconds: Annotated[int, Field(ge=0)] = 0
+    """Deadline of requests without one, from arrival; 0: none."""
+
+    @field_validator("priority_levels")
+    @classmethod
+    def _implemented(cls, value: int) -> int:
+        if value:
+            raise ValueError("priorities are not in this release; expected 0")
+        return value
+
+    @model_validator(mode="after")
+    def _preferred_fit(self) -> BatchingSettings:
+        if any(size > self.max_batch_size for size in self.preferred_batch_size):
+            raise ValueError(f"preferred_batch_size: expected sizes of at most max_batch_size ({self.max_batch_size})")
+        return self
+
+
+class CaptureSettings(Settings):
+    """Which served rows are kept, and for how long. Rows beyond a cap or budget are counted, not kept."""
+
+    enabled: bool = True
+    """Keep served rows and predictions. Without them nothing can be retrained."""
+    sample: Literal["all", "rate", "stratified"] = "all"
+    """"all" rows, a share of requests ("rate"), or a share that depends on the prediction ("stratified")."""
+    rate: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    """Share of requests kept where sample = "rate"."""
+    strata_edges: tuple[float, ...] = ()
+    """For "stratified": ascending edges between strata of the prediction (its largest value, where it has several)."""
+    strata_rates: tuple[Annotated[float, Field(gt=0.0, le=1.0)], ...] = ()
+    """For "stratified": the share of requests kept in each stratum; one more than there are edges."""
+    max_rows_per_second: Count = 20_000
+    """Beyond this rate, a share of requests by hash of their id is kept."""
+    max_rows: Count = 5_000_000
+    """Most rows kept; the oldest segments go first."""
+    max_bytes: Annotated[int, Field(ge=1_048_576)] = 2_147_483_648
+    """Disk budget of all captures, in bytes; the oldest segments go first."""
+    max_age: Annotated[Duration, Field(gt=0)] = parse_duration("90d")
+    """Rows older than this, against the newest row, go."""
+    flush_rows: Count = 8192
+    """Rows that are written to the open segment together."""
+    flush_seconds: Annotated[float, Field(gt=0.0)] = 1.0
+    """Longest time that a row waits to be written: what a crash can cost."""
+    seal_rows: Count = 65_536
+    """Rows of a full segment."""
+    seal_seconds: Annotated[float, Field(gt=0.0)] = 30.0
+    """Longest time that a segment stays open: the trainer reads sealed ones only."""
+
+    @model_validator(mode="after")
+    def _strata(self) -> CaptureSettings:
+        if self.sample != "stratified":
+            if self.strata_edges or self.strata_rates:
+                raise ValueError('strata_edges and strata_rates need sample = "stratified"')
+            return self
+        if len(self.strata_rates) != len(self.strata_edges) + 1:
+            raise ValueError(
+                f"strata_rates: expected {len(self.strata_edges) + 1} (edges + 1), got {len(self.strata_rates)}"
+            )
+        if any(low >= high for low, high in itertools.pairwise(self.strata_edges)):
+            raise ValueError(f"strata_edges: expected ascending numbers, got {list(self.strata_edges)}")
+        return self
+
+
+class DriftSettings(Settings):
+    """Comparison of what is served with what the model was trained on."""
+
+    enabled: bool = True
+    """Compare windows of served rows with the training data."""
+    window_rows: Annotated[int, Field(ge=10)] = 5000
+    """Rows of one window."""
+    alpha: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.01
+    """False discovery rate over the features of one window (Benjamini-Hochberg)."""
+    min_effect: Annotated[float, Field(ge=0.0)] = 0.1
+    """Smallest effect size that counts, however significant."""
+    persistence: Count = 3
+    """Windows in a row that a feature must be drifted before it alarms."""
+
+
+class RetrainSettings(Settings):
+    """When and how a challenger is trained."""
+
+    enabled: bool = True
+    """Retrain at all; by hand it is always possible."""
+    every_labels: Annotated[int, Field(ge=0)] = 2000
+    """Refresh after this many newly matured rows; 0: not by count."""
+    on_drift: bool = False
+    """Refresh when a feature's drift alarms."""
+    on_quality: Annotated[float, Field(ge=0.0)] = 0.0
+    """Refresh when the realised loss is worse by this share than when the version went live; 0: not by quality."""
+    schedule: str = ""
+    """Cron expression for a search of a new recipe, in data time (UTC); empty: never."""
+    min_interval: Duration = 0
+    """Least time between two retrainings that were not asked for by hand."""
+    chunk_labels: Count = 250
+    """Rows that are scored, then trained on, at a time."""
+    steps: Count = 4
+    """Optimiser steps for each such chunk."""
+    learning_rate: Annotated[float, Field(gt=0.0)] = 0.001
+    """Of AdamW, when refreshing."""
+    batch_size: Count = 512
+    """Rows of one optimiser step."""
+    half_life_rows: Count = 30_000
+    """A row this many rows old is drawn half as often as the newest."""
+    replay_fraction: Share = 0.25
+    """Share of each batch that is drawn from all of history alike."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Same data, code and seed: same weights (on the CPU, bit for bit)."""
+    search_trials: Count = 8
+    """Recipes that a search tries."""
+    search_seconds: Annotated[float, Field(ge=0.0)] = 0.0
+    """Time limit of a search; 0: none. With a limit, what is found depends on the machine's speed."""
+
+    @field_validator("schedule")
+    @classmethod
+    def _cron(cls, value: str) -> str:
+        if value:
+            from croniter import croniter
+
+            if not croniter.is_valid(value):
+                raise ValueError(f'expected a cron expression such as "0 3 1 * *", got {value!r}')
+        return value
+
+
+class GateSettings(Settings):
+    """What a challenger must show before it goes live."""
+
+    margin: Annotated[float, Field(ge=0.0)] = 0.005
+    """A refresh may be worse by at most this: nats of log loss, or relative RMSE."""
+    alpha: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.05
+    """Error rate over the model's whole life, refused challengers included."""
+    min_rows: Count = 500
+    """Least rows of evidence."""
+    min_blocks: Annotated[int, Field(ge=2)] = 8
+    """Least independent blocks of time in the evidence."""
+    bootstrap: Annotated[int, Field(ge=100)] = 1000
+    """Block-bootstrap resamples."""
+    max_latency_ratio: Annotated[float, Field(gt=0.0)] = 2.0
+    """Slowest that a challenger may be, against the live version."""
+    max_bytes: Count = 1_073_741_824
+    """Largest size of a version's weights, in bytes."""
+    slices: tuple[str, ...] = ()
+    """Columns; on none of their common values may the challenger be worse by more than slice_margin."""
+    slice_margin: Annotated[float, Field(ge=0.0)] = 0.05
+    """In the unit of margin."""
+
+
+class RolloutSettings(Settings):
+    """How a challenger that passed goes live."""
+
+    approve: Literal["auto", "person"] = "auto"
+    """"auto" promotes it; "person" stages it and waits for `trimtab promote`."""
+
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+
+
+class ModelSettings(Settings):
+    """One model: what it takes, what it predicts, how it is kept right."""
+
+    name: str
+    """Name of the model in requests, metrics and under state/."""
+    task: Literal["binary", "multiclass", "regression"]
+    """What is predicted."""
+    architecture: Literal["auto", "linear", "mlp"] = "auto"
+    """"auto" lets the search choose."""
+    entry: str = ""
+    """A model class of one's own, "module:Class". Not in this release."""
+    classes: tuple[Scalar, ...] = ()
+    """Label values of a classifier, in the order of its outputs."""
+    positive: Scalar = ""
+    """The class whose probability a binary model gives."""
+    features: Annotated[tuple[FeatureSettings, ...], Field(alias="feature", min_length=1)]
+    """The columns of a request."""
+    label: LabelSettings
+    """The truth."""
+    batching: BatchingSettings = BatchingSettings()
+    """Batching."""
+    capture: CaptureSettings = CaptureSettings()
+    """Captures."""
+    drift: DriftSettings = DriftSettings()
+    """Drift."""
+    retrain: RetrainSettings = RetrainSettings()
+    """Retraining."""
+    gate: GateSettings = GateSettings()
+    """The gate."""
+    rollout: RolloutSettings = RolloutSettings()
+    """Rollout."""
+
+    @property
+    def feature_names(self) -> tuple[str, ...]:
+        """The features' names, in order."""
+        return tuple(feature.name for feature in self.features)
+
+    @property
+    def extra_keys(self) -> tuple[str, ...]:
+        """The key columns that are no features: captured (as strings) after them."""
+        return tuple(key for key in self.label.key if key not in self.feature_names)
+
+    @field_validator("name")
+    @classmethod
+    def _file_name(cls, value: str) -> str:
+        if _NAME.fullmatch(value) is None:
+            raise ValueError(
+                f"expected letters, digits, '_', '-', '.' (at most 64, a letter or digit first), got {value!r}"
+            )
+        return value
+
+    @field_validator("entry")
+    @classmethod
+    def _implemented(cls, value: str) -> str:
+        if value:
+            raise ValueError("models of one's own are not in this release; use architecture")
+        return value
+
+    @model_validator(mode="after")
+    def _consistent(self) -> ModelSettings:
+        names = self.feature_names
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"feature {name!r} is listed twice")
+        if self.label.column in names:
+            raise ValueError(f"label column {self.label.column!r} is listed as a feature")
+        for key in self.label.key:
+            if key.startswith("_") or self.label.key.count(key) > 1:
+                raise ValueError(f"label key {key!r}: expected distinct names that do not start with an underscore")
+        if len(set(self.classes)) < len(self.classes):
+            raise ValueError(f"classes: expected distinct values, got {list(self.classes)}")
+        if self.task == "regression":
+            if self.classes or self.positive:
+                raise ValueError('classes and positive are for classifiers, and task is "regression"')
+            return self
+        if self.task == "binary" and len(self.classes) != 2:
+            raise ValueError(f"classes: expected the 2 label values of a binary task, got {len(self.classes)}")
+        if self.task == "multiclass" and len(self.classes) < 3:
+            raise ValueError(
+                f"classes: expected the 3 or more label values of a multiclass task, got {len(self.classes)}"
+            )
+        if self.task == "binary" and self.positive not in self.classes:
+            raise ValueError(f"positive: expected one of {list(self.classes)}, got {self.positive!r}")
+        if self.task == "multiclass" and self.positive:
+            raise ValueError('positive is for task = "binary"')
+        return self
+
+
+class ProjectFile(Settings):
+    """trimtab.toml as a whole."""
+
+    server: ServerSettings = ServerSettings()
+    """The serving process."""
+    security: SecuritySettings = SecuritySettings()
+    """Security."""
+    mlflow: MlflowSettings = MlflowSettings()
+    """MLflow."""
+    data: DataSettings = DataSettings()
+    """Training data."""
+    models: Annotated[tuple[ModelSettings, ...], Field(alias="model", min_length=1)]
+    """The models."""
+
+    @model_validator(mode="after")
+    def _distinct(self) -> ProjectFile:
+        names = [model.name for model in self.models]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"model {name!r} is there twice")
+        return self
