@@ -17,7 +17,7 @@ from pydantic.fields import FieldInfo
 from trimtab.store.durations import parse_duration
 from trimtab.store.settings import Settings
 
-__all__ = ["expectation", "explain", "known_fields"]
+__all__ = ["expectation", "explain", "is_duration", "known_fields", "section_of"]
 
 _DURATION = 'a duration such as "30d", "1h", "90s" (or whole seconds)'
 
@@ -39,6 +39,17 @@ def known_fields(model: type[BaseModel]) -> dict[str, FieldInfo]:
 def expectation(field: FieldInfo) -> str:
     """What a field takes, in words: `an integer ≥ 1`, `one of "auto", "cpu", "cuda"`, `a list of strings`."""
     return _expected(field.annotation, field.metadata)
+
+
+def is_duration(field: FieldInfo) -> bool:
+    """Whether the field holds µs that the file writes as a duration."""
+    return _has_duration(field.metadata)
+
+
+def section_of(field: FieldInfo) -> tuple[type[BaseModel], bool] | None:
+    """The settings class of a field that is a section, and whether it is a list of them."""
+    nested = _nested(field)
+    return None if nested is None else (nested, _is_list(field))
 
 
 def _line(item: Any, root: type[Settings], data: Mapping[str, Any]) -> str:
@@ -164,7 +175,7 @@ def _expected(annotation: Any, metadata: Sequence[Any] = ()) -> str:
         return f"a list of {_plural(_expected(get_args(annotation)[0]))}"
     if origin in (Union, types.UnionType):
         return " or ".join(_expected(part) for part in get_args(annotation))
-    if any(isinstance(item, BeforeValidator) and item.func is parse_duration for item in metadata):
+    if _has_duration(metadata):
         return _DURATION + (", more than 0" if _bounds(metadata) else "")
     if annotation is int:
         return " ".join(["an integer", *_bounds(metadata)])
@@ -175,6 +186,10 @@ def _expected(annotation: Any, metadata: Sequence[Any] = ()) -> str:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return "a table"
     return "a string"
+
+
+def _has_duration(metadata: Sequence[Any]) -> bool:
+    return any(isinstance(item, BeforeValidator) and item.func is parse_duration for item in metadata)
 
 
 def _flat(metadata: Sequence[Any]) -> list[Any]:

@@ -16,6 +16,7 @@ from typing import Any
 from pydantic import ValidationError
 from trimtab.store.errors import ProjectError
 from trimtab.store.explain import explain
+from trimtab.store.render import render
 from trimtab.store.settings import (
     DataSettings,
     MlflowSettings,
@@ -25,7 +26,7 @@ from trimtab.store.settings import (
     ServerSettings,
 )
 
-__all__ = ["PROJECT_FILE", "ModelPaths", "Project"]
+__all__ = ["PROJECT_FILE", "ModelPaths", "Project", "render"]
 
 PROJECT_FILE = "trimtab.toml"
 

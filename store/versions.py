@@ -261,5 +261,6 @@ def _digest(source: bytes | Path) -> str:
 def _first(error: Exception) -> str:
     if isinstance(error, ValidationError):
         item: Any = error.errors(include_url=False)[0]
-        return f"{'.'.join(map(str, item['loc']))} {item['msg']}".strip().lower()
+        place = ".".join(str(part) for part in item["loc"])
+        return f"{place} {item['msg']}".strip().lower()
     return str(error)
