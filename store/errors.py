@@ -1,4 +1,4 @@
-"""What can go wrong with what lasts. Each class carries the gRPC status that a server's edge answers with.
+"""What can go wrong with what lasts. `code` is the name of the gRPC status that the server's edge answers with.
 
 StoreError                  INTERNAL             reading or writing failed; the message names the file
 ├── ProjectError            FAILED_PRECONDITION  trimtab.toml is missing or wrong
@@ -37,7 +37,7 @@ __all__ = [
 class StoreError(Exception):
     """Reading or writing what lasts failed; the message is one line and names the file."""
 
-    status: ClassVar[str] = "INTERNAL"
+    code: ClassVar[str] = "INTERNAL"
 
 
 class ProjectError(StoreError):
@@ -46,7 +46,7 @@ class ProjectError(StoreError):
     `str()` is one line for the first problem; `problems` has one line for each.
     """
 
-    status = "FAILED_PRECONDITION"
+    code = "FAILED_PRECONDITION"
 
     def __init__(self, *problems: str) -> None:
         self.problems = problems
@@ -57,58 +57,58 @@ class ProjectError(StoreError):
 class InvalidId(StoreError, ValueError):
     """The text or bytes are not a request id (a UUID of version 7)."""
 
-    status = "INVALID_ARGUMENT"
+    code = "INVALID_ARGUMENT"
 
 
 class DiskFull(StoreError):
     """There is no space, quota or permitted file size left to write with."""
 
-    status = "RESOURCE_EXHAUSTED"
+    code = "RESOURCE_EXHAUSTED"
 
 
 class SegmentDamaged(StoreError):
     """A sealed segment is not what the index says it is."""
 
-    status = "DATA_LOSS"
+    code = "DATA_LOSS"
 
 
 class SegmentGone(StoreError):
     """A sealed segment was deleted (retention) or rewritten (forget) after it was listed: list again."""
 
-    status = "NOT_FOUND"
+    code = "NOT_FOUND"
 
 
 class LabelsDamaged(StoreError):
     """labels.sqlite is no label database of ours, or is corrupt."""
 
-    status = "DATA_LOSS"
+    code = "DATA_LOSS"
 
 
 class VersionUnknown(StoreError):
     """There is no such version."""
 
-    status = "NOT_FOUND"
+    code = "NOT_FOUND"
 
 
 class VersionConflict(StoreError):
     """The version was published before, with other contents. Versions are immutable."""
 
-    status = "ALREADY_EXISTS"
+    code = "ALREADY_EXISTS"
 
 
 class VersionDamaged(StoreError):
     """A version's files are not what its manifest says they are."""
 
-    status = "DATA_LOSS"
+    code = "DATA_LOSS"
 
 
 class LiveDamaged(StoreError):
     """live.json cannot be read. It is never guessed at: what serves is a person's decision then."""
 
-    status = "DATA_LOSS"
+    code = "DATA_LOSS"
 
 
 class StaleEpoch(StoreError):
     """live.json changed since the caller read it; read it again and decide again."""
 
-    status = "ABORTED"
+    code = "ABORTED"

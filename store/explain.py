@@ -212,7 +212,7 @@ def _bounds(metadata: Sequence[Any]) -> list[str]:
 
 
 def _plural(expected: str) -> str:
-    words = {"a string": "strings", "a table": "tables or names", "a number": "numbers", "an integer": "integers"}
+    words = {"a string": "strings", "a table": "tables", "a number": "numbers", "an integer": "integers"}
     for singular, plural in words.items():
         if expected.startswith(singular):
             return plural + expected[len(singular) :]

@@ -10,9 +10,12 @@ from __future__ import annotations
 import datetime
 import itertools
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, field_validator, model_validator
+from trimtab._native import Schema
+from trimtab.kernels.errors import ProgramError
+from trimtab.kernels.schema import FeatureSpec, Transform
 from trimtab.store.durations import parse_duration
 
 __all__ = [
@@ -32,7 +35,6 @@ __all__ = [
     "SecuritySettings",
     "ServerSettings",
     "Settings",
-    "TransformSettings",
 ]
 
 Duration = Annotated[int, BeforeValidator(parse_duration)]
@@ -137,22 +139,20 @@ class DataSettings(Settings):
         return self
 
 
-class TransformSettings(BaseModel):
-    """One step of a feature's chain: an op's name and its fixed parameters. What is fitted is not written here."""
-
-    model_config = ConfigDict(frozen=True, extra="allow", strict=True, use_attribute_docstrings=True)
-
-    op: str
-    """Name of the op, such as "impute", "clip", "standardise", "vocabulary"."""
-
-    @property
-    def parameters(self) -> dict[str, Any]:
-        """The op's fixed parameters, by name."""
-        return dict(self.model_extra or {})
+def _transform(value: object) -> Transform:
+    try:
+        return Transform.parse(value)
+    except ProgramError as error:
+        raise ValueError(str(error)) from None
 
 
-def _transform(value: object) -> object:
-    return {"op": value} if isinstance(value, str) else value
+# What a feature without a chain gets.
+_CHAINS = {
+    "real": (Transform("impute"), Transform("piecewise_linear")),
+    "boolean": (Transform("impute"),),
+    "integer": (Transform("vocabulary"),),
+    "string": (Transform("vocabulary"),),
+}
 
 
 class FeatureSettings(Settings):
@@ -162,7 +162,7 @@ class FeatureSettings(Settings):
     """Name of the column and of the request's input tensor."""
     type: Literal["real", "boolean", "integer", "string"]
     """What the column holds. "integer" and "string" are categories unless the chain says otherwise."""
-    transforms: tuple[Annotated[TransformSettings, BeforeValidator(_transform)], ...] = ()
+    transforms: tuple[Annotated[Transform, PlainValidator(_transform)], ...] = ()
     """The chain: names or tables, `["impute", { op = "clip", low = 0.0, high = 1.0 }]`; empty: the type's default
     chain."""
 
@@ -172,6 +172,18 @@ class FeatureSettings(Settings):
         if value.startswith("_"):
             raise ValueError(f"{value!r}: names that start with an underscore are the captures' own; rename the column")
         return value
+
+    @model_validator(mode="after")
+    def _meaningful(self) -> FeatureSettings:
+        try:
+            self.spec()
+        except ProgramError as error:
+            raise ValueError(str(error)) from None
+        return self
+
+    def spec(self) -> FeatureSpec:
+        """The feature as fitting takes it."""
+        return FeatureSpec(self.name, self.type, self.transforms or _CHAINS[self.type])
 
 
 class LabelSettings(Settings):
@@ -399,6 +411,16 @@ class ModelSettings(Settings):
     def extra_keys(self) -> tuple[str, ...]:
         """The key columns that are no features: captured (as strings) after them."""
         return tuple(key for key in self.label.key if key not in self.feature_names)
+
+    def request_schema(self) -> Schema:
+        """The columns of a request: the features, then the keys that are no features."""
+        keys = self.extra_keys
+        types = [feature.type for feature in self.features] + ["string"] * len(keys)
+        return Schema([*self.feature_names, *keys], types, len(keys))
+
+    def specs(self) -> tuple[FeatureSpec, ...]:
+        """The features as fitting takes them."""
+        return tuple(feature.spec() for feature in self.features)
 
     @field_validator("name")
     @classmethod

@@ -215,7 +215,7 @@ class VersionStore:
                 for name, source in files.items():
                     data = source if isinstance(source, bytes) else source.read_bytes()
                     if sha256_bytes(data) != manifest.files[name]:
-                        raise StoreError(f"version {number}: {source} changed while it was being published")
+                        raise StoreError(f"version {number}: {name!r} changed while it was being published")
                     write_new(aside / name, data)
                 write_new(aside / MANIFEST, manifest.model_dump_json(indent=2).encode() + b"\n")
                 fsync_dir(aside)
