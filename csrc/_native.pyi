@@ -64,6 +64,80 @@ class Slab:
         """Appends rows given as one contiguous array per field: float32 (real, boolean), int64 (integer), offsets and bytes
         (string). ValueError, with nothing appended, on another dtype or shape, a boolean other than 0, 1 or NaN, no UTF-8."""
 
+class WireError(ValueError):
+    """A request that is not what the protocol or the model asks for (INVALID_ARGUMENT): str() says what was expected and what came."""
+
+class InferRequest:
+    """A decoded ModelInferRequest: views into its bytes, which it keeps alive. One thread at a time may touch it."""
+
+    @property
+    def model_name(self) -> str: ...
+    @property
+    def model_version(self) -> str: ...
+    @property
+    def id(self) -> str: ...
+    @property
+    def rows(self) -> int:
+        """Rows in the request; 0 until check()."""
+
+    @property
+    def time_us(self) -> int | None:
+        """The request's own data time (parameter trimtab_time_us), microseconds UTC; None until check()."""
+
+    @property
+    def parameters(self) -> dict[str, bool | int | float | str]:
+        """The parameters of the request, not of its tensors."""
+
+    @property
+    def inputs(self) -> list[tuple[str, str, tuple[int, ...]]]:
+        """Name, datatype and shape of each input, as they came."""
+
+    @property
+    def requested_outputs(self) -> list[str]:
+        """Names of the outputs asked for; none means all."""
+
+    def check(self, schema: Schema) -> int:
+        """Checks parameters, names, datatypes, shapes, sizes and values for a schema and returns the number of rows; WireError.
+
+        A schema takes one tensor [n] or [n, 1] per field in any order, or, where all features are real, one FP32 or FP64
+        tensor "features" [n, features] beside the key columns. Reals take FP32, FP64, INT32, INT64 and BOOL; booleans the same
+        with values 0, 1 or NaN; integers the same with whole values within 64 bits or NaN; strings BYTES that are UTF-8. FP64
+        and integers are rounded to the nearest float32 in real columns.
+        """
+
+    def append_to(self, slab: Slab, start: int = 0, stop: int = -1) -> None:
+        """Copies rows [start, stop), -1 being the end, to the end of a slab of the schema that was checked. All or nothing;
+        ValueError before check(), for another schema, or for a string column beyond 2 GiB; IndexError."""
+
+def decode_infer(body: bytes) -> InferRequest:
+    """Parses a serialised ModelInferRequest in place; WireError on bytes that are none."""
+
+def encode_infer_response(
+    model_name: str,
+    model_version: str,
+    id: str,
+    weights: str,
+    request_id: str,
+    outputs: Sequence[tuple[str, str, NDArray[Any]]],
+) -> bytes:
+    """A serialised ModelInferResponse with raw contents and the parameters trimtab_weights and trimtab_request_id.
+
+    Outputs are (name, datatype, C-contiguous array [rows, ...] of that datatype); ValueError on others.
+    """
+
+def encode_infer_responses(
+    model_name: str,
+    model_version: str,
+    weights: str,
+    ids: Sequence[str],
+    request_ids: Sequence[str],
+    counts: Sequence[int],
+    outputs: Sequence[tuple[str, str, NDArray[Any]]],
+    wanted: Sequence[Sequence[str] | None],
+) -> list[bytes]:
+    """The answers to all requests of a batch: request i gets the next counts[i] rows of each output that it wants (None or
+    empty: all). ValueError on an unknown output, or where the counts do not add up to the outputs' rows."""
+
 def crc32c(data: bytes | bytearray | memoryview | NDArray[Any], seed: int = 0) -> int:
     """CRC-32C (Castagnoli) of contiguous bytes that follow bytes whose CRC-32C is `seed`."""
 
