@@ -1,0 +1,207 @@
+"""A loaded version: fitted columns and weights as the one unit that is swapped, and the files that it comes from.
+
+`load_version` is the only way from disk to a model that may serve. It trusts nothing: hashes are checked (by the
+store), the program and the configuration are parsed, every tensor must have exactly the shape that the configuration
+gives, every number must be finite, and the sketch must belong to the program. Weights are safetensors; nothing is
+unpickled.
+
+A `LoadedVersion` is immutable once made. `predict` may be called from one thread at a time per device (the engine's
+compute thread); the executor keeps scratch memory between calls.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from trimtab._native import Slab
+from trimtab.kernels.device import executor_for
+from trimtab.kernels.errors import KernelError
+from trimtab.kernels.program import ColumnProgram
+from trimtab.kernels.sketch import Sketch
+from trimtab.models.architectures import Network, build
+from trimtab.models.errors import ModelError, VersionUnfit
+from trimtab.models.tasks import Task
+from trimtab.store.errors import StoreError
+from trimtab.store.manifest import Manifest
+from trimtab.store.versions import VersionStore
+
+__all__ = [
+    "LoadedVersion",
+    "architecture_of",
+    "load_version",
+    "loaded",
+    "missing_rows",
+    "split_architecture",
+    "version_files",
+]
+
+WEIGHTS, COLUMNS, REFERENCE = "weights.safetensors", "columns.json", "reference.arrow"
+
+
+@dataclass(frozen=True)
+class LoadedVersion:
+    """Columns, weights and what they mean, on one device."""
+
+    number: int
+    weights: str
+    """sha256 of weights.safetensors, hex."""
+    program: ColumnProgram
+    task: Task
+    manifest: Manifest
+    reference: Sketch
+    """Sketch of the training data."""
+    module: Network
+    device: torch.device
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_executor", executor_for(self.program, self.device.type))
+
+    def predict(self, slab: Slab, sketch: Sketch | None = None, start: int = 0, stop: int = -1) -> NDArray[np.float32]:
+        """float32 [n, K] predictions of the slab's rows [start, stop), −1 being its end.
+
+        With a sketch (of the program's spec), the rows' raw values and predictions are counted in it.
+        """
+        features, ids = self._executor.run(slab, sketch, start, stop)  # type: ignore[attr-defined]
+        with torch.inference_mode():
+            x, i = torch.from_numpy(features), torch.from_numpy(ids)
+            if self.device.type != "cpu":
+                x, i = x.to(self.device), i.to(self.device)
+            predictions: NDArray[np.float32] = self.task.predict(self.module(x, i)).cpu().numpy()
+        if sketch is not None:
+            sketch.add_predictions(self.task.summary(predictions))
+        return predictions
+
+    def warm(self, batch_sizes: Sequence[int]) -> None:
+        """Runs each batch size once, on rows of missing values. Raises VersionUnfit where a prediction is not
+        finite."""
+        for rows in batch_sizes:
+            predictions = self.predict(missing_rows(self.program, rows))
+            if not np.isfinite(predictions).all():
+                raise VersionUnfit(f"version {self.number}: predicts numbers that are not finite")
+
+    @property
+    def bytes(self) -> int:
+        """Size of the weights in memory."""
+        return self.module.size()
+
+
+def missing_rows(program: ColumnProgram, rows: int) -> Slab:
+    """A slab of rows in which every value is missing: what any model must answer."""
+    columns: list[Any] = []
+    for kind in program.schema.types:
+        if kind in ("real", "boolean"):
+            columns.append(np.full(rows, np.nan, dtype=np.float32))
+        elif kind == "integer":
+            columns.append(np.full(rows, np.iinfo(np.int64).min, dtype=np.int64))
+        else:
+            columns.append((np.zeros(rows + 1, dtype=np.int32), np.zeros(0, dtype=np.uint8)))
+    slab = Slab(program.schema)
+    slab.append_columns(columns)
+    return slab
+
+
+def load_version(store: VersionStore, number: int, device: str = "cpu", verify: bool = True) -> LoadedVersion:
+    """The version, ready to serve. Raises VersionUnfit with the reason: unknown, damaged, wrong shapes, not finite."""
+    try:
+        if verify:
+            store.verify(number)
+        manifest = store.manifest(number)
+        folder = store.path(number)
+        files = {name: _read(folder / name) for name in (WEIGHTS, COLUMNS, REFERENCE)}
+        return loaded(manifest, files, device)
+    except VersionUnfit:
+        raise
+    except (StoreError, OSError) as error:
+        raise VersionUnfit(
+            f"version {number}: {error}" if f"version {number}" not in str(error) else str(error)
+        ) from error
+
+
+def loaded(manifest: Manifest, files: Mapping[str, bytes], device: str = "cpu") -> LoadedVersion:
+    """The version of a manifest and its files' contents, before or after it was published. Raises VersionUnfit."""
+    where = f"version {manifest.version}"
+    try:
+        program = ColumnProgram.from_json(files[COLUMNS].decode("utf-8"))
+        if program.hash != manifest.program_hash:
+            raise VersionUnfit(f"{where}: {COLUMNS} is not the program that the manifest names")
+        reference = Sketch.from_bytes(files[REFERENCE])
+        if reference.spec.hash != program.sketch.hash:
+            raise VersionUnfit(f"{where}: {REFERENCE} is a sketch of other columns")
+        config, task = split_architecture(manifest.architecture)
+        module = build(config, program, task)
+        fill(module, files[WEIGHTS], where)
+    except VersionUnfit:
+        raise
+    except (KernelError, ModelError, UnicodeDecodeError, KeyError) as error:
+        raise VersionUnfit(f"{where}: {error}") from error
+    place = _device(device, where)
+    module.eval().requires_grad_(False).to(place)
+    version = LoadedVersion(manifest.version, manifest.weights, program, task, manifest, reference, module, place)
+    version.warm([1])
+    return version
+
+
+def fill(module: Network, data: bytes, where: str = "weights") -> None:
+    """Loads safetensors bytes into a module. Raises VersionUnfit unless names, shapes and dtypes match and all is
+    finite."""
+    try:
+        tensors = load_tensors(data)
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise VersionUnfit(f"{where}: {WEIGHTS} cannot be read: {error}") from error
+    expected = module.state_dict()
+    if set(tensors) != set(expected):
+        wrong = ", ".join(sorted(set(tensors) ^ set(expected))[:4])
+        raise VersionUnfit(f"{where}: {WEIGHTS} does not have the architecture's tensors: {wrong}")
+    for name, tensor in tensors.items():
+        like = expected[name]
+        if tensor.shape != like.shape or tensor.dtype != like.dtype:
+            found = f"{tensor.dtype} {tuple(tensor.shape)}"
+            raise VersionUnfit(f"{where}: tensor {name!r}: expected {like.dtype} {tuple(like.shape)}, found {found}")
+        if not torch.isfinite(tensor).all():
+            raise VersionUnfit(f"{where}: tensor {name!r} has numbers that are not finite")
+    module.load_state_dict(tensors)
+
+
+def version_files(
+    module: Network, program: ColumnProgram, reference: Sketch, optimizer: bytes | None = None
+) -> dict[str, bytes]:
+    """The files of a version by name; `optimizer`: the challenger's moments as safetensors, if it is to go on from
+    them."""
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}
+    files = {
+        WEIGHTS: save_tensors(weights),
+        COLUMNS: program.to_json().encode("utf-8"),
+        REFERENCE: reference.to_bytes(),
+    }
+    return files if optimizer is None else {**files, "optimizer.safetensors": optimizer}
+
+
+def architecture_of(config: Mapping[str, Any], task: Task) -> dict[str, Any]:
+    """What a manifest's `architecture` holds: the module's configuration, and the task with its classes and scale."""
+    return {**config, "task": task.to_json()}
+
+
+def split_architecture(architecture: Mapping[str, Any]) -> tuple[dict[str, Any], Task]:
+    """The configuration and the task of a manifest's `architecture`. Raises LabelError."""
+    config = dict(architecture)
+    task = config.pop("task", None)
+    return config, Task.from_json(task if isinstance(task, Mapping) else {})
+
+
+def _device(name: str, where: str) -> torch.device:
+    if name == "cuda" and not torch.cuda.is_available():
+        raise VersionUnfit(f"{where}: device cuda was asked for, and torch sees none")
+    return torch.device(name)
+
+
+def _read(path: Path) -> bytes:
+    return path.read_bytes()
