@@ -55,8 +55,8 @@ pip=(.venv/bin/python -m pip --disable-pip-version-check install --quiet --const
 say "installing the pinned dependencies (a few minutes the first time)"
 # torch goes first and by its exact version, so that nothing else can choose another build.
 "${pip[@]}" "torch==$(sed -n 's/^torch==//p' constraints.txt)"
-"${pip[@]}" scikit-build-core pybind11 grpcio-tools mypy-protobuf cmake ninja
+"${pip[@]}" scikit-build-core pybind11 grpcio-tools mypy-protobuf cmake ninja setuptools
 say "building the native extension and the protocol stubs"
-"${pip[@]}" --no-build-isolation --editable ".[$extras]"
+"${pip[@]}" --no-build-isolation --use-pep517 --editable ".[$extras]"
 echo "$wanted" >.venv/.trimtab-$kind
 say "ready"
