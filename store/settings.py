@@ -163,8 +163,8 @@ class FeatureSettings(Settings):
     type: Literal["real", "boolean", "integer", "string"]
     """What the column holds. "integer" and "string" are categories unless the chain says otherwise."""
     transforms: tuple[Annotated[Transform, PlainValidator(_transform)], ...] = ()
-    """The chain: names or tables, `["impute", { op = "clip", low = 0.0, high = 1.0 }]`; empty: the type's default
-    chain."""
+    """The chain: names or tables, `["impute", { op = "clip", low = 0.0, high = 1.0 }]`; empty:
+    impute and piecewise_linear (real), impute (boolean), vocabulary (integer, string)."""
 
     @field_validator("name")
     @classmethod
