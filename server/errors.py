@@ -1,0 +1,109 @@
+"""What can go wrong in serving. `code` is the name of the gRPC status that the transport's edge answers with.
+
+ServerError                 INTERNAL
+├── InvalidRequest          INVALID_ARGUMENT     the message says what was expected and what came
+├── NotFound                NOT_FOUND            no such model or version
+├── QueueFull               RESOURCE_EXHAUSTED   more waits than max_queue_size (or its bytes) allows; try again later
+├── DeadlinePassed          DEADLINE_EXCEEDED    its time was over before it was computed; the work was not done
+├── Draining                UNAVAILABLE          the server is starting or stopping; try another one
+├── Denied                  PERMISSION_DENIED    this caller may not do that
+├── Unfit                   FAILED_PRECONDITION  a version that must not serve, and why
+├── Unsupported             UNIMPLEMENTED        a method or feature that this server does not have
+├── BatchFailed             INTERNAL             computing the batch failed; the message has the reason
+└── StartError              (no status)          the server cannot start: one line for the person, exit code 1
+
+Errors of the rooms below (store, kernels, models) carry a `code` of their own; `status` translates them all, once.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from trimtab._native import WireError
+
+__all__ = [
+    "BatchFailed",
+    "DeadlinePassed",
+    "Denied",
+    "Draining",
+    "InvalidRequest",
+    "NotFound",
+    "QueueFull",
+    "ServerError",
+    "StartError",
+    "Unfit",
+    "Unsupported",
+    "status",
+]
+
+
+class ServerError(Exception):
+    """Base of every error raised on purpose by `trimtab.server`."""
+
+    code: ClassVar[str] = "INTERNAL"
+
+
+class InvalidRequest(ServerError):
+    """The request is not what the protocol or the model asks for."""
+
+    code = "INVALID_ARGUMENT"
+
+
+class NotFound(ServerError):
+    """There is no such model, or no such version of it is loaded."""
+
+    code = "NOT_FOUND"
+
+
+class QueueFull(ServerError):
+    """As much waits as may."""
+
+    code = "RESOURCE_EXHAUSTED"
+
+
+class DeadlinePassed(ServerError):
+    """The request's time was over before its batch was formed."""
+
+    code = "DEADLINE_EXCEEDED"
+
+
+class Draining(ServerError):
+    """The server takes no new requests."""
+
+    code = "UNAVAILABLE"
+
+
+class Denied(ServerError):
+    """The caller may not do that."""
+
+    code = "PERMISSION_DENIED"
+
+
+class Unfit(ServerError):
+    """A version that must not go live."""
+
+    code = "FAILED_PRECONDITION"
+
+
+class Unsupported(ServerError):
+    """Nothing here does that."""
+
+    code = "UNIMPLEMENTED"
+
+
+class BatchFailed(ServerError):
+    """The batch that the request was in could not be computed."""
+
+
+class StartError(ServerError):
+    """The server cannot start. The message is one line."""
+
+
+def status(error: Exception) -> tuple[str, str]:
+    """The gRPC status name and the message for an error that a handler raised; unexpected ones are INTERNAL."""
+    code = getattr(error, "code", None)
+    if isinstance(code, str):
+        return code, str(error)
+    if isinstance(error, WireError):
+        return "INVALID_ARGUMENT", str(error)
+    return "INTERNAL", f"{type(error).__name__}: {error}"

@@ -1,0 +1,235 @@
+"""GRPCInferenceService: ModelInfer on raw bytes, and what a client may ask about the server and its models.
+
+ModelInfer makes no protobuf object: the native decoder reads the message in place, the answer comes encoded from the compute
+thread. What is not implemented here answers UNIMPLEMENTED, and is not among the `extensions` of ServerMetadata.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from importlib.metadata import version
+
+from trimtab._native import decode_infer
+from trimtab.models.version import LoadedVersion
+from trimtab.protos.v1 import inference_pb2 as pb
+from trimtab.server.engine import Engine
+from trimtab.server.errors import Draining, NotFound
+from trimtab.server.served import Registry
+from trimtab.server.statistics import Stage, VersionCounts
+from trimtab.server.transport import Call, Service, service
+
+__all__ = ["InferenceServicer"]
+
+_PLATFORM = "trimtab"
+_EXTENSIONS = ("model_configuration", "statistics")
+_DATATYPES = {"real": "FP32", "boolean": "BOOL", "integer": "INT64", "string": "BYTES"}
+_CONFIG_TYPES = {
+    "FP32": pb.TYPE_FP32,
+    "BOOL": pb.TYPE_BOOL,
+    "INT64": pb.TYPE_INT64,
+    "BYTES": pb.TYPE_STRING,
+}
+
+
+class InferenceServicer:
+    """See the module."""
+
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
+        self._engines = registry.engines
+
+    def service(self) -> Service:
+        """The service, for a listener."""
+        handlers = {
+            "ModelInfer": self.infer,
+            "ServerLive": self.server_live,
+            "ServerReady": self.server_ready,
+            "ServerMetadata": self.server_metadata,
+            "ModelReady": self.model_ready,
+            "ModelMetadata": self.model_metadata,
+            "ModelConfig": self.model_config,
+            "ModelStatistics": self.model_statistics,
+            "RepositoryIndex": self.repository_index,
+        }
+        descriptor = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"]
+        return service(descriptor, handlers, raw=["ModelInfer"], accepted=["ModelInfer"])
+
+    async def infer(self, body: bytes, call: Call) -> bytes:
+        """ModelInfer, bytes to bytes."""
+        if self._registry.draining:
+            raise Draining("the server is stopping; send this request to another one, or again later")
+        decoded = decode_infer(body)
+        engine = self._engines.get(decoded.model_name)
+        if engine is None:
+            raise self._unknown(decoded.model_name)
+        request = engine.submit(decoded, len(body), call.time_remaining())
+        try:
+            return await request.future
+        except asyncio.CancelledError:
+            # The client went away or its deadline passed: if the batch is not formed yet, it forms without this request.
+            request.cancelled = True
+            raise
+
+    async def server_live(self, _request: pb.ServerLiveRequest, _call: Call) -> pb.ServerLiveResponse:
+        """Whether the process answers at all."""
+        return pb.ServerLiveResponse(live=True)
+
+    async def server_ready(self, _request: pb.ServerReadyRequest, _call: Call) -> pb.ServerReadyResponse:
+        """Whether every model serves and new requests are taken."""
+        return pb.ServerReadyResponse(ready=self._registry.ready)
+
+    async def server_metadata(self, _request: pb.ServerMetadataRequest, _call: Call) -> pb.ServerMetadataResponse:
+        """Name, version and the extensions that are offered."""
+        return pb.ServerMetadataResponse(name="trimtab", version=version("trimtab"), extensions=_EXTENSIONS)
+
+    async def model_ready(self, request: pb.ModelReadyRequest, _call: Call) -> pb.ModelReadyResponse:
+        """Whether the model, or a version of it, would answer."""
+        engine = self._engine(request.name)
+        if not engine.ready or not self._registry.ready:
+            return pb.ModelReadyResponse(ready=False)
+        loaded = {str(number) for number in engine.table.loaded}
+        return pb.ModelReadyResponse(ready=not request.version or request.version in loaded)
+
+    async def model_metadata(self, request: pb.ModelMetadataRequest, _call: Call) -> pb.ModelMetadataResponse:
+        """Inputs and outputs, with -1 for the number of rows."""
+        engine = self._engine(request.name)
+        loaded = _version(engine, request.version)
+        tensor = pb.ModelMetadataResponse.TensorMetadata
+        return pb.ModelMetadataResponse(
+            name=engine.name,
+            versions=[str(number) for number in sorted(engine.table.loaded)],
+            platform=_PLATFORM,
+            inputs=[tensor(name=name, datatype=datatype, shape=[-1, 1]) for name, datatype in _inputs(engine)],
+            outputs=[
+                tensor(name=name, datatype=datatype, shape=[-1, width])
+                for name, datatype, width in loaded.task.outputs()
+            ],
+        )
+
+    async def model_config(self, request: pb.ModelConfigRequest, _call: Call) -> pb.ModelConfigResponse:
+        """The model's settings in the form of Triton's model configuration."""
+        engine = self._engine(request.name)
+        return pb.ModelConfigResponse(config=_config(engine, _version(engine, request.version)))
+
+    async def model_statistics(self, request: pb.ModelStatisticsRequest, _call: Call) -> pb.ModelStatisticsResponse:
+        """Counts and times per version since the server started. No name: all models; no version: all that served."""
+        engines = [self._engine(request.name)] if request.name else list(self._engines.values())
+        response = pb.ModelStatisticsResponse()
+        for engine in engines:
+            loaded = engine.table.loaded
+            known = dict.fromkeys([*loaded, *list(engine.counts.versions)])
+            if request.version:
+                known = {n: None for n in known if str(n) == request.version}
+                if not known:
+                    raise NotFound(f"model {engine.name!r} has no version {request.version!r} with statistics")
+            for number in sorted(known):
+                counts = engine.counts.versions.get(number) or VersionCounts()
+                response.model_stats.append(_statistics(engine.name, number, counts, loaded.get(number)))
+        return response
+
+    async def repository_index(self, request: pb.RepositoryIndexRequest, _call: Call) -> pb.RepositoryIndexResponse:
+        """All models with their loaded versions; `ready` leaves out those that would not answer."""
+        index = pb.RepositoryIndexResponse.ModelIndex
+        models = []
+        for engine in self._engines.values():
+            if engine.ready:
+                state = "READY" if self._registry.ready else "UNAVAILABLE"
+                reason = "the server is stopping" if self._registry.draining else ""
+                models += [
+                    index(name=engine.name, version=str(number), state=state, reason=reason)
+                    for number in sorted(engine.table.loaded)
+                ]
+        return pb.RepositoryIndexResponse(models=[m for m in models if m.state == "READY" or not request.ready])
+
+    def _engine(self, name: str) -> Engine:
+        engine = self._engines.get(name)
+        if engine is None:
+            raise self._unknown(name)
+        return engine
+
+    def _unknown(self, name: str) -> NotFound:
+        return NotFound(f"no model {name!r}; this server has {', '.join(map(repr, self._engines))}")
+
+
+def _version(engine: Engine, text: str) -> LoadedVersion:
+    table = engine.table
+    if not text:
+        return table.live
+    for number, loaded in table.loaded.items():
+        if str(number) == text:
+            return loaded
+    known = ", ".join(map(str, sorted(table.loaded)))
+    raise NotFound(f"model {engine.name!r} has no version {text!r} loaded; loaded: {known}")
+
+
+def _inputs(engine: Engine) -> list[tuple[str, str]]:
+    return [(name, _DATATYPES[kind]) for name, kind in zip(engine.schema.names, engine.schema.types, strict=True)]
+
+
+def _config(engine: Engine, loaded: LoadedVersion) -> pb.ModelConfig:
+    batching = engine.settings.batching
+    kind = pb.ModelInstanceGroup.KIND_GPU if loaded.device.type == "cuda" else pb.ModelInstanceGroup.KIND_CPU
+    parameters = {
+        "task": loaded.task.kind,
+        "classes": ",".join(loaded.task.classes),
+        "architecture": str(loaded.manifest.architecture.get("kind", "")),
+        "weights": loaded.weights,
+    }
+    return pb.ModelConfig(
+        name=engine.name,
+        platform=_PLATFORM,
+        backend=_PLATFORM,
+        max_batch_size=batching.max_batch_size,
+        input=[
+            pb.ModelInput(name=name, data_type=_CONFIG_TYPES[datatype], dims=[1]) for name, datatype in _inputs(engine)
+        ],
+        output=[
+            pb.ModelOutput(name=name, data_type=_CONFIG_TYPES[datatype], dims=[width])
+            for name, datatype, width in loaded.task.outputs()
+        ],
+        dynamic_batching=pb.ModelDynamicBatching(
+            preferred_batch_size=batching.preferred_batch_size,
+            max_queue_delay_microseconds=batching.max_queue_delay_microseconds,
+            default_queue_policy=pb.ModelQueuePolicy(
+                timeout_action=pb.ModelQueuePolicy.REJECT,
+                default_timeout_microseconds=batching.default_timeout_microseconds,
+                allow_timeout_override=True,
+                max_queue_size=batching.max_queue_size,
+            ),
+        ),
+        instance_group=[pb.ModelInstanceGroup(name=f"{engine.name}_0", kind=kind, count=1)],
+        parameters={key: pb.ModelParameter(string_value=value) for key, value in parameters.items() if value},
+    )
+
+
+def _statistics(name: str, number: int, counts: VersionCounts, loaded: LoadedVersion | None) -> pb.ModelStatistics:
+    sizes = sorted(dict(counts.sizes).items())
+    return pb.ModelStatistics(
+        name=name,
+        version=str(number),
+        last_inference=counts.last_ms,
+        inference_count=counts.rows,
+        execution_count=counts.batches,
+        inference_stats=pb.InferStatistics(
+            success=_duration(counts.success),
+            fail=_duration(counts.fail),
+            queue=_duration(counts.queue),
+            compute_input=_duration(counts.input),
+            compute_infer=_duration(counts.infer),
+            compute_output=_duration(counts.output),
+        ),
+        batch_stats=[
+            pb.InferBatchStatistics(
+                batch_size=rows,
+                compute_input=_duration(size.input),
+                compute_infer=_duration(size.infer),
+                compute_output=_duration(size.output),
+            )
+            for rows, size in sizes
+        ],
+        memory_usage=[pb.MemoryUsage(type=loaded.device.type.upper(), byte_size=loaded.bytes)] if loaded else [],
+    )
+
+
+def _duration(stage: Stage) -> pb.StatisticDuration:
+    return pb.StatisticDuration(count=stage.count, ns=stage.ns)

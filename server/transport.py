@@ -1,0 +1,127 @@
+"""What a transport is: it carries calls to handlers, and knows nothing of models.
+
+A transport listens, speaks HTTP/2 and gRPC framing, and calls a service's methods on the asyncio loop. Handlers are the
+same whichever transport carries them: a message (or its raw bytes, where `request` is None) and a Call in, a message (or
+bytes) out, an error of trimtab.server.errors on failure. The transport translates errors to statuses once, here at the edge.
+
+Ordering: a handler starts on the loop in order of arrival; its answer goes out when it returns. A call that the client
+cancelled, or whose deadline passed, has its handler's task cancelled.
+
+Implementations: `grpcio` (transport_grpcio.py). A native one replaces `ModelInfer` by C++ threads that fill the same queues,
+and passes every other method on to these handlers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+from google.protobuf.descriptor import ServiceDescriptor
+from google.protobuf.message import Message
+from google.protobuf.message_factory import GetMessageClass
+from trimtab.server.errors import Unsupported
+
+__all__ = ["Call", "Kind", "Listener", "Method", "Observer", "Service", "Transport", "service"]
+
+Kind = Literal["unary", "client_stream", "server_stream", "duplex"]
+Handler = Callable[[Any, "Call"], Awaitable[Any] | AsyncIterator[Any]]
+Observer = Callable[[str, str], None]
+"""Told of every ended call: "Service/Method" and the status' name."""
+
+
+class Call(Protocol):
+    """What a handler may ask about its call. grpc.aio's ServicerContext is one as it is."""
+
+    def time_remaining(self) -> float | None:
+        """Seconds until the call's deadline; None without one."""
+
+    def invocation_metadata(self) -> Any:
+        """Pairs of the client's metadata; None without any."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """One method of a service."""
+
+    name: str
+    kind: Kind
+    handler: Handler
+    """unary, client_stream: a coroutine; server_stream, duplex: an async generator. Streams come as async iterators."""
+    request: type[Message] | None
+    """None: raw bytes in and out."""
+    accepted: bool = False
+    """Whether a call, once begun, is waited for when the server drains."""
+
+
+@dataclass(frozen=True)
+class Service:
+    """A service as a listener offers it."""
+
+    name: str
+    methods: tuple[Method, ...]
+
+
+@dataclass(frozen=True)
+class Listener:
+    """Where to listen, and what to offer there. `address` is HOST:PORT (port 0: a free one) or unix:PATH (made 0600)."""
+
+    address: str
+    services: tuple[Service, ...] = field(default=())
+
+
+class Transport(Protocol):
+    """Listens from `start` until `stop`."""
+
+    name: str
+
+    async def start(self, listeners: Sequence[Listener]) -> list[str]:
+        """Binds all listeners and returns their addresses as bound. Raises StartError."""
+
+    async def drained(self) -> None:
+        """Returns when no call of an `accepted` method is under way."""
+
+    async def stop(self, index: int, grace: float) -> None:
+        """Closes listener `index`: no new calls; those under way have `grace` seconds, then are cancelled."""
+
+
+def service(
+    descriptor: ServiceDescriptor, handlers: dict[str, Handler], *, raw: Sequence[str] = (), accepted: Sequence[str] = ()
+) -> Service:
+    """The service of a protobuf descriptor. Methods without a handler answer UNIMPLEMENTED and say so.
+
+    `raw` names the methods that take and give bytes, `accepted` those that draining waits for.
+    """
+    unknown = set(handlers) - {method.name for method in descriptor.methods}
+    if unknown:
+        raise ValueError(f"{descriptor.full_name} has no methods {sorted(unknown)}")
+    methods = []
+    for method in descriptor.methods:
+        kind = _KINDS[method.client_streaming, method.server_streaming]
+        handler = handlers.get(method.name)
+        if handler is None:
+            message = f"{descriptor.full_name}/{method.name} is not offered by this server"
+            methods.append(Method(method.name, kind, _refusal(kind, message), None))
+        else:
+            request = None if method.name in raw else GetMessageClass(method.input_type)
+            methods.append(Method(method.name, kind, handler, request, method.name in accepted))
+    return Service(descriptor.full_name, tuple(methods))
+
+
+_KINDS: dict[tuple[bool, bool], Kind] = {
+    (False, False): "unary",
+    (True, False): "client_stream",
+    (False, True): "server_stream",
+    (True, True): "duplex",
+}
+
+
+def _refusal(kind: Kind, message: str) -> Handler:
+    async def answer(_request: object, _call: Call) -> bytes:
+        raise Unsupported(message)
+
+    async def stream(_request: object, _call: Call) -> AsyncIterator[bytes]:
+        raise Unsupported(message)
+        yield b""
+
+    return answer if kind in ("unary", "client_stream") else stream

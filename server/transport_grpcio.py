@@ -1,0 +1,187 @@
+"""The reference transport: grpc.aio with generic handlers, one grpc server per listener, all on the running asyncio loop.
+
+Raw methods get no (de)serialiser, so that a ModelInfer's bytes go from HTTP/2 to the native decoder untouched.
+
+Binding: gRPC's own error for a taken port is a line of C++ on stderr and a RuntimeError without a reason. So the address is
+bound once here first, which gives the system's reason; SO_REUSEPORT is switched off, else two servers would share a port.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import grpc
+import grpc.aio
+from trimtab.server.errors import ServerError, StartError, status
+from trimtab.server.transport import Listener, Method, Observer, Service
+
+__all__ = ["GrpcioTransport"]
+
+_log = logging.getLogger(__name__)
+# gRPC sends the message as a header, and clients bound the size of all headers together (8 KiB by default).
+_MESSAGE_LIMIT = 3000
+_UNIX = "unix:"
+
+
+class GrpcioTransport:
+    """See the module; implements trimtab.server.transport.Transport."""
+
+    name = "grpcio"
+
+    def __init__(self, *, max_message_bytes: int, observer: Observer) -> None:
+        self._observer = observer
+        self._options = [
+            ("grpc.max_receive_message_length", max_message_bytes),
+            ("grpc.max_send_message_length", max_message_bytes),
+            ("grpc.so_reuseport", 0),
+            # Clients may keep idle connections alive by pings.
+            ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+            ("grpc.keepalive_permit_without_calls", 1),
+        ]
+        self._servers: list[grpc.aio.Server] = []
+        self._paths: list[Path | None] = []
+        self._accepted = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    async def start(self, listeners: Sequence[Listener]) -> list[str]:
+        """Binds all listeners and returns their addresses as bound. Raises StartError."""
+        addresses = []
+        for listener in listeners:
+            server = grpc.aio.server(options=self._options)
+            for offered in listener.services:
+                server.add_generic_rpc_handlers((self._handlers(offered),))
+            addresses.append(self._bind(server, listener.address))
+            self._servers.append(server)
+        for server in self._servers:
+            await server.start()
+        return addresses
+
+    async def drained(self) -> None:
+        """Returns when no call of an `accepted` method is under way."""
+        await self._idle.wait()
+
+    async def stop(self, index: int, grace: float) -> None:
+        """Closes listener `index`: no new calls; those under way have `grace` seconds, then are cancelled."""
+        if index >= len(self._servers):
+            return
+        await self._servers[index].stop(grace)
+        path = self._paths[index]
+        if path is not None:
+            path.unlink(missing_ok=True)
+
+    def _bind(self, server: grpc.aio.Server, address: str) -> str:
+        if not address.startswith(_UNIX):
+            host, _, port = address.rpartition(":")
+            _check_free(host, int(port))
+            self._paths.append(None)
+            try:
+                return f"{host}:{server.add_insecure_port(address)}"
+            except RuntimeError as error:
+                raise StartError(f"cannot listen on {address}: {error}") from None
+        path = Path(address.removeprefix(_UNIX))
+        # Whoever calls this holds the state's lock: a socket that is there was left by a server that died.
+        path.unlink(missing_ok=True)
+        self._paths.append(path)
+        before = os.umask(0o177)
+        try:
+            server.add_insecure_port(address)
+            path.chmod(0o600)
+        except (RuntimeError, OSError) as error:
+            raise StartError(f"cannot listen on the admin socket {path}: {error}") from None
+        finally:
+            os.umask(before)
+        return address
+
+    def _handlers(self, offered: Service) -> grpc.GenericRpcHandler:
+        handlers = {method.name: self._handler(offered.name, method) for method in offered.methods}
+        return grpc.method_handlers_generic_handler(offered.name, handlers)
+
+    def _handler(self, service: str, method: Method) -> grpc.RpcMethodHandler[Any, Any]:
+        label = f"{service.rpartition('.')[2]}/{method.name}"
+        deserialise = method.request.FromString if method.request is not None else None
+        serialise = _serialise if method.request is not None else None
+        if method.kind == "unary":
+            return grpc.unary_unary_rpc_method_handler(self._single(method, label), deserialise, serialise)
+        if method.kind == "client_stream":
+            return grpc.stream_unary_rpc_method_handler(self._single(method, label), deserialise, serialise)
+        if method.kind == "server_stream":
+            return grpc.unary_stream_rpc_method_handler(self._stream(method, label), deserialise, serialise)
+        return grpc.stream_stream_rpc_method_handler(self._stream(method, label), deserialise, serialise)
+
+    def _single(self, method: Method, label: str) -> Callable[[Any, Any], Awaitable[Any]]:
+        handler: Any = method.handler
+        accepted, observer = int(method.accepted), self._observer
+
+        async def call(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+            code = "OK"
+            self._accepted += accepted
+            self._idle.clear() if accepted else None
+            try:
+                return await handler(request, context)
+            except asyncio.CancelledError:
+                code = "CANCELLED"
+                raise
+            except Exception as error:
+                code, message = _translate(label, error)
+                await context.abort(grpc.StatusCode[code], message)
+            finally:
+                self._accepted -= accepted
+                if not self._accepted:
+                    self._idle.set()
+                observer(label, code)
+
+        return call
+
+    def _stream(self, method: Method, label: str) -> Callable[[Any, Any], AsyncIterator[Any]]:
+        handler: Any = method.handler
+        observer = self._observer
+
+        async def call(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
+            code = "OK"
+            try:
+                async for message in handler(request, context):
+                    yield message
+            except (asyncio.CancelledError, GeneratorExit):
+                code = "CANCELLED"
+                raise
+            except Exception as error:
+                code, text = _translate(label, error)
+                await context.abort(grpc.StatusCode[code], text)
+            finally:
+                observer(label, code)
+
+        return call
+
+
+def _serialise(message: Any) -> bytes:
+    data: bytes = message if isinstance(message, bytes) else message.SerializeToString()
+    return data
+
+
+def _translate(label: str, error: Exception) -> tuple[str, str]:
+    code, message = status(error)
+    if code == "INTERNAL" and not isinstance(error, ServerError):
+        _log.error("%s failed", label, exc_info=error)
+    return code, message if len(message) <= _MESSAGE_LIMIT else message[:_MESSAGE_LIMIT] + "…"
+
+
+def _check_free(host: str, port: int) -> None:
+    """Raises StartError, with the system's reason, where HOST:PORT cannot be listened on."""
+    bare = host.strip("[]")
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            bare, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+            probe.listen(1)
+    except OSError as error:
+        raise StartError(f"cannot listen on {host}:{port}: {(error.strerror or str(error)).lower()}") from None
