@@ -143,3 +143,44 @@ def crc32c(data: bytes | bytearray | memoryview | NDArray[Any], seed: int = 0) -
 
 def crc32c_portable(data: bytes | bytearray | memoryview | NDArray[Any], seed: int = 0) -> int:
     """crc32c by tables, on any processor: what crc32c falls back to."""
+
+class CompiledProgram:
+    """A column program for the CPU; immutable, any number of threads may run it. See trimtab.kernels.cpu, its only user.
+
+    chains: (field, [(op, reals, integers, texts), ...]). sketch: one (kind, reals, integers, texts, counted) a feature.
+    Raises ValueError on anything that could not be run safely.
+    """
+
+    def __init__(
+        self,
+        schema: Schema,
+        chains: Sequence[tuple[int, Sequence[tuple[str, Sequence[float], Sequence[int], Sequence[bytes]]]]],
+        sketch: Sequence[tuple[str, Sequence[float], Sequence[int], Sequence[bytes], int]],
+    ) -> None: ...
+    @property
+    def n_features(self) -> int: ...
+    @property
+    def n_ids(self) -> int: ...
+    def run(
+        self,
+        slab: Slab,
+        counts: NDArray[np.uint64] | None,
+        moments: NDArray[np.float64] | None,
+        start: int = 0,
+        stop: int = -1,
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """Features [n, n_features] and ids [n, n_ids] of rows [start, stop); adds them to counts and moments, in place.
+
+        ValueError on a slab of another schema or arrays that are too short, IndexError on rows out of range.
+        """
+
+def sketch_values(
+    values: NDArray[np.float32],
+    edges: NDArray[np.float32],
+    low: float,
+    high: float,
+    shift: float,
+    counts: NDArray[np.uint64],
+    moments: NDArray[np.float64],
+) -> None:
+    """Adds values to one field's part of a sketch's counts and moments, in place."""

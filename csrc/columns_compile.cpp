@@ -1,0 +1,204 @@
+// Checking and compiling a column program: after this, a run cannot go wrong whatever the slab holds.
+//
+// The Python side has checked the same program in words of its own; this check is for safety, not for explanation.
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <stdexcept>
+#include <unordered_map>
+
+#include "columns_program.h"
+
+namespace trimtab {
+namespace {
+
+constexpr std::size_t kMaxEdges = 4096;
+constexpr std::int64_t kMaxBuckets = std::int64_t{1} << 24;
+
+[[noreturn]] void refuse(const std::string& what) { throw std::invalid_argument("column program: " + what); }
+
+void require(bool holds, const std::string& what) {
+    if (!holds) refuse(what);
+}
+
+double real(const OpSpec& spec, std::size_t index) {
+    require(index < spec.reals.size() && std::isfinite(spec.reals[index]), spec.name + ": a parameter is missing or not finite");
+    return spec.reals[index];
+}
+
+std::int64_t integer(const OpSpec& spec, std::size_t index, std::int64_t low, std::int64_t high) {
+    require(index < spec.integers.size(), spec.name + ": a parameter is missing");
+    require(spec.integers[index] >= low && spec.integers[index] <= high, spec.name + ": a parameter is out of range");
+    return spec.integers[index];
+}
+
+float as_fp32(double value, const std::string& what) {
+    require(std::fabs(value) <= ops::kFp32Max, what + ": not a finite float32");
+    const float result = static_cast<float>(value);
+    require(static_cast<double>(result) == value, what + ": not a float32");
+    return result;
+}
+
+std::vector<float> increasing(std::vector<double>::const_iterator from, std::vector<double>::const_iterator to,
+                              const std::string& what) {
+    require(static_cast<std::size_t>(to - from) <= kMaxEdges, what + ": too many edges");
+    std::vector<float> edges;
+    for (; from != to; ++from) edges.push_back(as_fp32(*from, what));
+    require(std::adjacent_find(edges.begin(), edges.end(), [](float a, float b) { return !(a < b); }) == edges.end(),
+            what + ": edges do not increase");
+    return edges;
+}
+
+}  // namespace
+
+CompiledProgram::CompiledProgram(std::shared_ptr<const Schema> schema, const std::vector<ChainSpec>& chains,
+                                 const std::vector<SketchFieldSpec>& sketch)
+    : schema_(std::move(schema)) {
+    require(sketch.size() == schema_->features(), "the sketch's fields are not the features");
+    for (const ChainSpec& chain : chains) compile_chain(chain);
+    for (std::size_t i = 0; i < sketch.size(); ++i) {
+        const SketchFieldSpec& spec = sketch[i];
+        const std::string what = "sketch of \"" + schema_->fields[i].name + "\"";
+        SketchField field;
+        field.category = spec.category;
+        field.offset = n_counts_;
+        if (spec.category) {
+            require(schema_->fields[i].type != Type::real, what + ": a real has no categories");
+            field.lookup = add_lookup(i, spec.integers, spec.texts);
+            field.counted = spec.counted;
+            require(field.counted <= lookups_[field.lookup].size(), what + ": more counted than values");
+            n_counts_ += kSketchPrefix + field.counted + 1;
+        } else {
+            require(schema_->fields[i].type != Type::string, what + ": a string has no edges");
+            require(spec.reals.size() >= 3, what + ": parameters are missing");
+            field.edges.low = as_fp32(spec.reals[0], what);
+            field.edges.high = as_fp32(spec.reals[1], what);
+            field.edges.shift = as_fp32(spec.reals[2], what);
+            field.edges.edges = increasing(spec.reals.begin() + 3, spec.reals.end(), what);
+            n_counts_ += kSketchPrefix + field.edges.edges.size() + 1;
+        }
+        n_moments_ += kSketchMoments;
+        sketch_.push_back(std::move(field));
+    }
+}
+
+std::size_t CompiledProgram::add_lookup(std::size_t field, const std::vector<std::int64_t>& integers,
+                                        const std::vector<std::string>& texts) {
+    FieldLookup lookup;
+    lookup.field = field;
+    lookup.text = schema_->fields[field].type == Type::string;
+    const std::string what = "vocabulary of \"" + schema_->fields[field].name + "\"";
+    require(lookup.text ? integers.empty() : texts.empty(), what + ": values of the wrong type");
+    const bool distinct = lookup.text ? lookup.texts.build(texts) : lookup.integers.build(integers);
+    require(distinct, what + ": a value occurs twice");
+    // A feature's vocabulary and its sketch's categories are nearly always the same: look a value up once.
+    for (std::size_t i = 0; i < lookups_.size(); ++i) {
+        if (lookups_[i].field == field && lookups_[i].integers == lookup.integers && lookups_[i].texts == lookup.texts) return i;
+    }
+    lookups_.push_back(std::move(lookup));
+    return lookups_.size() - 1;
+}
+
+void CompiledProgram::compile_chain(const ChainSpec& spec) {
+    require(spec.field < schema_->features(), "a chain reads a field that is no feature");
+    const Field& field = schema_->fields[spec.field];
+    Chain chain;
+    chain.field = spec.field;
+    bool terminal = false;
+    for (const OpSpec& op : spec.ops) {
+        if (op.name == "embedding" || op.name == "one_hot") {
+            require(terminal && chain.id_size > 0 && &op == &spec.ops.back(), op.name + " follows no id");
+            chain.one_hot = op.name == "one_hot";
+            continue;
+        }
+        require(!terminal, op.name + " follows a terminal");
+        chain.ops.push_back(compile_op(chain, op));
+        const Op& made = chain.ops.back();
+        if (op.name == "impute") chain.flag = integer(op, 0, 0, 1) == 1;
+        switch (made.kind) {
+            case Kind::bucketise: chain.id_size = made.edges.size() + 4; break;
+            case Kind::vocabulary: chain.id_size = lookups_[made.lookup].size() + 3; break;
+            case Kind::hash_bucket:
+            case Kind::cross: chain.id_size = made.buckets + 3; break;
+            case Kind::piecewise_linear: chain.width = std::max<std::size_t>(made.knots.size(), 2) - 1; break;
+            case Kind::cyclic: chain.width = 2; break;
+            default: continue;
+        }
+        terminal = true;
+    }
+    if (!terminal) {
+        require(field.type != Type::string, "a string has no real value");
+        chain.ops.push_back(Op{});
+        chain.width = 1;
+    }
+    if (chain.one_hot) chain.width = chain.id_size - 1;
+    chain.width += chain.flag ? 1 : 0;
+    chain.first_feature = n_features_;
+    n_features_ += chain.width;
+    if (chain.id_size > 0 && !chain.one_hot) chain.id = n_ids_++;
+    chains_.push_back(std::move(chain));
+}
+
+CompiledProgram::Op CompiledProgram::compile_op(const Chain& chain, const OpSpec& spec) {
+    static const std::unordered_map<std::string, Kind> kinds = {
+        {"impute", Kind::impute},           {"clip", Kind::clip},
+        {"log1p", Kind::log1p},             {"signed_log", Kind::signed_log},
+        {"standardise", Kind::affine},      {"min_max", Kind::affine},
+        {"robust", Kind::affine},           {"quantile_normal", Kind::quantile_normal},
+        {"bucketise", Kind::bucketise},     {"vocabulary", Kind::vocabulary},
+        {"hash_bucket", Kind::hash_bucket}, {"cross", Kind::cross},
+        {"cyclic", Kind::cyclic},           {"piecewise_linear", Kind::piecewise_linear},
+    };
+    const auto found = kinds.find(spec.name);
+    require(found != kinds.end(), "unknown op \"" + spec.name.substr(0, 40) + "\"");
+    const Type type = schema_->fields[chain.field].type;
+    Op op;
+    op.kind = found->second;
+    const bool category = op.kind == Kind::vocabulary || op.kind == Kind::hash_bucket || op.kind == Kind::cross;
+    require(category ? type != Type::real && chain.ops.empty() : type != Type::string, spec.name + ": wrong type or place");
+    switch (op.kind) {
+        case Kind::impute: op.a = as_fp32(real(spec, 0), spec.name); break;
+        case Kind::clip:
+            op.a = as_fp32(real(spec, 0), spec.name);
+            op.b = as_fp32(real(spec, 1), spec.name);
+            require(op.a <= op.b, "clip: low is above high");
+            break;
+        case Kind::affine:
+            op.a = real(spec, 0);
+            op.b = real(spec, 1);
+            require(op.b >= 0.0, spec.name + ": a negative scale");
+            break;
+        case Kind::quantile_normal: {
+            const std::size_t count = spec.reals.size() / 2;
+            require(spec.reals.size() == count * 2, "quantile_normal: knots and probabilities differ in number");
+            const auto middle = spec.reals.begin() + static_cast<std::ptrdiff_t>(count);
+            increasing(spec.reals.begin(), middle, spec.name);
+            op.knots.assign(spec.reals.begin(), middle);
+            op.probabilities.assign(middle, spec.reals.end());
+            for (const double p : op.probabilities) require(p >= 0.0 && p <= 1.0, "quantile_normal: not a probability");
+            break;
+        }
+        case Kind::bucketise: op.edges = increasing(spec.reals.begin(), spec.reals.end(), spec.name); break;
+        case Kind::piecewise_linear:
+            increasing(spec.reals.begin(), spec.reals.end(), spec.name);
+            op.knots = spec.reals;
+            break;
+        case Kind::cyclic:
+            op.a = real(spec, 0);
+            require(op.a > 0.0, "cyclic: the period is not positive");
+            break;
+        case Kind::vocabulary: op.lookup = add_lookup(chain.field, spec.integers, spec.texts); break;
+        case Kind::hash_bucket: op.buckets = static_cast<std::uint64_t>(integer(spec, 0, 1, kMaxBuckets)); break;
+        case Kind::cross: {
+            const auto features = static_cast<std::int64_t>(schema_->features());
+            op.other = static_cast<std::size_t>(integer(spec, 0, 0, features - 1));
+            require(schema_->fields[op.other].type != Type::real, "cross: the other field is real");
+            op.buckets = static_cast<std::uint64_t>(integer(spec, 1, 1, kMaxBuckets));
+            break;
+        }
+        default: break;
+    }
+    return op;
+}
+
+}  // namespace trimtab

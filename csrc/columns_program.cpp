@@ -1,0 +1,245 @@
+// Running a compiled column program over the rows of a slab; see columns_program.h.
+#include "columns_program.h"
+
+#include <algorithm>
+#include <array>
+#include <limits>
+#include <memory>
+
+namespace trimtab {
+namespace {
+
+// Rows a block: its values stay in the first cache level, and the work of finding the op is spread over them.
+constexpr std::size_t kBlock = 256;
+
+constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
+
+}  // namespace
+
+// One run's memory. Lookups hold the id of each value of the block: kNull, kOov, or kFirst + position.
+struct CompiledProgram::Scratch {
+    Scratch(std::size_t lookups, std::size_t fields, std::size_t rows)
+        : stride(std::min(rows, kBlock)), found(std::make_unique_for_overwrite<std::int64_t[]>(lookups * stride)), lanes(fields) {}
+
+    std::int64_t* lookup(std::size_t index) { return found.get() + index * stride; }
+
+    std::size_t stride;
+    std::unique_ptr<std::int64_t[]> found;
+    std::vector<SketchLanes> lanes;  // one a sketched field; none without a sketch
+    std::array<float, kBlock> raw;
+    std::array<double, kBlock> work;
+    std::array<std::int64_t, kBlock> ids;
+    std::array<std::uint64_t, kBlock> hashes;
+    std::array<std::uint64_t, kBlock> other_hashes;
+    std::array<bool, kBlock> missing;
+};
+
+void CompiledProgram::run(const Slab& slab, std::size_t start, std::size_t stop, const ColumnOutput& output) const {
+    if (start >= stop) return;
+    const bool sketching = output.counts != nullptr;
+    Scratch scratch(lookups_.size(), sketching ? sketch_.size() : 0, stop - start);
+    for (std::size_t row = start; row < stop; row += kBlock) {
+        run_block(slab, row, std::min(kBlock, stop - row), row - start, output, scratch);
+    }
+    if (!sketching) return;
+    output.counts[0] += stop - start;
+    for (std::size_t i = 0; i < sketch_.size(); ++i) {
+        if (!sketch_[i].category) scratch.lanes[i].finish(output.moments + i * kSketchMoments);
+    }
+}
+
+void CompiledProgram::run_block(const Slab& slab, std::size_t row, std::size_t count, std::size_t done, const ColumnOutput& output,
+                                Scratch& scratch) const {
+    find_values(slab, row, count, scratch);
+    for (const Chain& chain : chains_) run_chain(chain, slab, row, count, done, output, scratch);
+    if (output.counts != nullptr) sketch_block(slab, row, count, done, output, scratch);
+}
+
+void CompiledProgram::find_values(const Slab& slab, std::size_t row, std::size_t count, Scratch& scratch) const {
+    const auto id_of = [](std::int64_t position) { return position < 0 ? ops::kOov : ops::kFirst + position; };
+    for (std::size_t i = 0; i < lookups_.size(); ++i) {
+        const FieldLookup& lookup = lookups_[i];
+        const Column& column = slab.column(lookup.field);
+        std::int64_t* const ids = scratch.lookup(i);
+        switch (schema_->fields[lookup.field].type) {
+            case Type::string:
+                for (std::size_t j = 0; j < count; ++j) {
+                    const std::string_view text = column.text(row + j);
+                    ids[j] = text.empty() ? ops::kNull : id_of(lookup.texts.find(text));
+                }
+                break;
+            case Type::integer:
+                for (std::size_t j = 0; j < count; ++j) {
+                    const std::int64_t value = column.integers[row + j];
+                    ids[j] = value == kMissingInteger ? ops::kNull : id_of(lookup.integers.find(value));
+                }
+                break;
+            case Type::boolean:
+            case Type::real:
+                for (std::size_t j = 0; j < count; ++j) {
+                    const float value = column.reals[row + j];
+                    ids[j] = std::isnan(value) ? ops::kNull : id_of(lookup.integers.find(value != 0.0F ? 1 : 0));
+                }
+                break;
+        }
+    }
+}
+
+// The raw values as fp32: integers are rounded to the nearest, missing is NaN.
+void CompiledProgram::load(const Slab& slab, std::size_t field, std::size_t row, std::size_t count, float* raw) const {
+    const Column& column = slab.column(field);
+    if (schema_->fields[field].type == Type::integer) {
+        for (std::size_t j = 0; j < count; ++j) {
+            const std::int64_t value = column.integers[row + j];
+            raw[j] = value == kMissingInteger ? kNaN : static_cast<float>(value);
+        }
+    } else {
+        std::copy_n(column.reals.data() + row, count, raw);
+    }
+}
+
+void CompiledProgram::hash(const Slab& slab, std::size_t field, std::size_t row, std::size_t count, std::uint64_t* hashes,
+                           bool* missing) const {
+    const Column& column = slab.column(field);
+    for (std::size_t j = 0; j < count; ++j) {
+        switch (schema_->fields[field].type) {
+            case Type::string: {
+                const std::string_view text = column.text(row + j);
+                missing[j] |= text.empty();
+                hashes[j] = ops::hash_bytes(text.data(), text.size());
+                break;
+            }
+            case Type::integer: {
+                const std::int64_t value = column.integers[row + j];
+                missing[j] |= value == kMissingInteger;
+                hashes[j] = ops::hash_integer(value);
+                break;
+            }
+            case Type::boolean:
+            case Type::real: {
+                const float value = column.reals[row + j];
+                missing[j] |= std::isnan(value);
+                hashes[j] = ops::hash_integer(value != 0.0F ? 1 : 0);
+                break;
+            }
+        }
+    }
+}
+
+void CompiledProgram::run_chain(const Chain& chain, const Slab& slab, std::size_t row, std::size_t count, std::size_t done,
+                                const ColumnOutput& output, Scratch& scratch) const {
+    float* const raw = scratch.raw.data();
+    double* const work = scratch.work.data();
+    std::int64_t* ids = scratch.ids.data();
+    const Op& terminal = chain.ops.back();
+    const bool numeric = terminal.kind != Kind::vocabulary && terminal.kind != Kind::hash_bucket && terminal.kind != Kind::cross;
+    if (numeric) {
+        load(slab, chain.field, row, count, raw);
+        for (std::size_t j = 0; j < count; ++j) work[j] = static_cast<double>(raw[j]);
+    }
+    float* const features = output.features + done * n_features_ + chain.first_feature;
+    const std::size_t step = n_features_;
+    for (const Op& op : chain.ops) {
+        switch (op.kind) {
+            case Kind::impute:
+                for (std::size_t j = 0; j < count; ++j) work[j] = ops::impute(work[j], op.a);
+                break;
+            case Kind::clip:
+                for (std::size_t j = 0; j < count; ++j) work[j] = ops::clip(work[j], op.a, op.b);
+                break;
+            case Kind::log1p:
+                for (std::size_t j = 0; j < count; ++j) work[j] = ops::log1p(work[j]);
+                break;
+            case Kind::signed_log:
+                for (std::size_t j = 0; j < count; ++j) work[j] = ops::signed_log(work[j]);
+                break;
+            case Kind::affine:
+                for (std::size_t j = 0; j < count; ++j) work[j] = ops::affine(work[j], op.a, op.b);
+                break;
+            case Kind::quantile_normal:
+                for (std::size_t j = 0; j < count; ++j) {
+                    work[j] = ops::quantile_normal(work[j], op.knots.data(), op.probabilities.data(), op.knots.size());
+                }
+                break;
+            case Kind::bucketise:
+                // Only impute and clip came before, so the value is still an fp32 one.
+                for (std::size_t j = 0; j < count; ++j) {
+                    ids[j] = ops::bucketise(static_cast<float>(work[j]), op.edges.data(), op.edges.size());
+                }
+                break;
+            case Kind::vocabulary: ids = scratch.lookup(op.lookup); break;
+            case Kind::hash_bucket:
+            case Kind::cross:
+                std::fill_n(scratch.missing.data(), count, false);
+                hash(slab, chain.field, row, count, scratch.hashes.data(), scratch.missing.data());
+                if (op.kind == Kind::cross) {
+                    hash(slab, op.other, row, count, scratch.other_hashes.data(), scratch.missing.data());
+                    for (std::size_t j = 0; j < count; ++j) {
+                        scratch.hashes[j] = ops::hash_cross(scratch.hashes[j], scratch.other_hashes[j]);
+                    }
+                }
+                for (std::size_t j = 0; j < count; ++j) {
+                    ids[j] = scratch.missing[j] ? ops::kNull : ops::bucket_of(scratch.hashes[j], op.buckets);
+                }
+                break;
+            case Kind::piecewise_linear:
+                if (op.knots.size() < 2) {
+                    for (std::size_t j = 0; j < count; ++j) features[j * step] = 0.0F;
+                }
+                for (std::size_t k = 0; k + 1 < op.knots.size(); ++k) {
+                    for (std::size_t j = 0; j < count; ++j) {
+                        features[j * step + k] = ops::emit(ops::bin_share(work[j], op.knots[k], op.knots[k + 1]));
+                    }
+                }
+                break;
+            case Kind::cyclic:
+                for (std::size_t j = 0; j < count; ++j) {
+                    const ops::Angle angle = ops::cyclic(work[j], op.a);
+                    features[j * step] = ops::emit(angle.sine);
+                    features[j * step + 1] = ops::emit(angle.cosine);
+                }
+                break;
+            case Kind::value:
+                for (std::size_t j = 0; j < count; ++j) features[j * step] = ops::emit(work[j]);
+                break;
+        }
+    }
+    if (chain.one_hot) {
+        for (std::size_t j = 0; j < count; ++j) {
+            std::fill_n(features + j * step, chain.id_size - 1, 0.0F);
+            features[j * step + static_cast<std::size_t>(ids[j]) - 1] = 1.0F;  // an id is never PAD
+        }
+    } else if (chain.id_size > 0) {
+        for (std::size_t j = 0; j < count; ++j) output.ids[(done + j) * n_ids_ + chain.id] = ids[j];
+    }
+    if (chain.flag) {
+        float* const flags = features + chain.width - 1;
+        for (std::size_t j = 0; j < count; ++j) flags[j * step] = std::isnan(raw[j]) ? 1.0F : 0.0F;
+    }
+}
+
+void CompiledProgram::sketch_block(const Slab& slab, std::size_t row, std::size_t count, std::size_t done,
+                                   const ColumnOutput& output, Scratch& scratch) const {
+    for (std::size_t i = 0; i < sketch_.size(); ++i) {
+        const SketchField& field = sketch_[i];
+        std::uint64_t* const counts = output.counts + field.offset;
+        if (!field.category) {
+            load(slab, i, row, count, scratch.raw.data());
+            sketch_values(field.edges, {scratch.raw.data(), count}, done, counts, output.moments + i * kSketchMoments,
+                          scratch.lanes[i]);
+            continue;
+        }
+        const std::int64_t* const ids = scratch.lookup(field.lookup);
+        for (std::size_t j = 0; j < count; ++j) {
+            if (ids[j] == ops::kNull) {
+                ++counts[0];
+            } else if (ids[j] == ops::kOov) {
+                ++counts[1];
+            } else {
+                ++counts[kSketchPrefix + std::min(static_cast<std::size_t>(ids[j] - ops::kFirst), field.counted)];
+            }
+        }
+    }
+}
+
+}  // namespace trimtab

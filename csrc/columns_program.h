@@ -1,0 +1,128 @@
+// A column program compiled for the CPU: checked once when made, immutable, and run by any number of threads at a time.
+//
+// A run goes through the slab in blocks of rows. For a block, every lookup is done once; then each chain takes its field's raw
+// values through its ops in float64 and writes its columns of the row-major output; then each field is added to the sketch from
+// the same raw values, still in cache. It borrows the slab and the output for the call, and allocates scratch memory of its own.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "columns_lookup.h"
+#include "columns_sketch.h"
+#include "slab.h"
+
+namespace trimtab {
+
+// As it comes from Python: an op's name and parameters, unchecked.
+struct OpSpec {
+    std::string name;
+    std::vector<double> reals;
+    std::vector<std::int64_t> integers;
+    std::vector<std::string> texts;
+};
+
+struct ChainSpec {
+    std::size_t field = 0;
+    std::vector<OpSpec> ops;
+};
+
+struct SketchFieldSpec {
+    bool category = false;
+    std::vector<double> reals;  // low, high, shift, edges...
+    std::vector<std::int64_t> integers;
+    std::vector<std::string> texts;
+    std::size_t counted = 0;
+};
+
+// Where a run puts what it computes; row-major [rows, n_features] and [rows, n_ids]. counts and moments: null without a sketch.
+struct ColumnOutput {
+    float* features = nullptr;
+    std::int64_t* ids = nullptr;
+    std::uint64_t* counts = nullptr;
+    double* moments = nullptr;
+};
+
+class CompiledProgram {
+  public:
+    // Throws std::invalid_argument, naming the field, on anything that could not be run safely.
+    CompiledProgram(std::shared_ptr<const Schema> schema, const std::vector<ChainSpec>& chains, const std::vector<SketchFieldSpec>& sketch);
+
+    std::size_t n_features() const { return n_features_; }
+    std::size_t n_ids() const { return n_ids_; }
+    std::size_t n_counts() const { return n_counts_; }    // the part of a sketch's counts that a run touches
+    std::size_t n_moments() const { return n_moments_; }  // likewise
+    bool reads(const Schema& schema) const { return schema == *schema_; }
+
+    // Rows [start, stop) of a slab of this schema.
+    void run(const Slab& slab, std::size_t start, std::size_t stop, const ColumnOutput& output) const;
+
+  private:
+    enum class Kind : std::uint8_t {
+        impute, clip, log1p, signed_log, affine, quantile_normal,                         // real ops
+        bucketise, vocabulary, hash_bucket, cross, piecewise_linear, cyclic, value,       // terminals; value: the real itself
+    };
+    struct Op {
+        Kind kind = Kind::value;
+        double a = 0.0;  // impute: value; clip: low; affine: shift; cyclic: period
+        double b = 0.0;  // clip: high; affine: scale
+        std::vector<float> edges;
+        std::vector<double> knots;          // quantile_normal; piecewise_linear: its edges
+        std::vector<double> probabilities;  // quantile_normal
+        std::size_t lookup = 0;             // vocabulary
+        std::size_t other = 0;              // cross
+        std::uint64_t buckets = 0;
+    };
+    struct Chain {
+        std::size_t field = 0;
+        std::vector<Op> ops;  // the terminal last
+        bool flag = false;
+        bool one_hot = false;
+        std::size_t id_size = 0;
+        std::size_t width = 0;
+        std::size_t first_feature = 0;
+        std::size_t id = 0;
+    };
+    struct SketchField {
+        bool category = false;
+        SketchEdges edges;
+        std::size_t lookup = 0;
+        std::size_t counted = 0;
+        std::size_t offset = 0;
+    };
+    struct FieldLookup {
+        std::size_t field = 0;
+        bool text = false;
+        IntegerLookup integers;
+        TextLookup texts;
+        std::size_t size() const { return text ? texts.size() : integers.size(); }
+    };
+    struct Scratch;
+
+    Op compile_op(const Chain& chain, const OpSpec& spec);
+    void compile_chain(const ChainSpec& spec);
+    std::size_t add_lookup(std::size_t field, const std::vector<std::int64_t>& integers, const std::vector<std::string>& texts);
+    void run_block(const Slab& slab, std::size_t row, std::size_t count, std::size_t done, const ColumnOutput& output,
+                   Scratch& scratch) const;
+    void find_values(const Slab& slab, std::size_t row, std::size_t count, Scratch& scratch) const;
+    void run_chain(const Chain& chain, const Slab& slab, std::size_t row, std::size_t count, std::size_t done,
+                   const ColumnOutput& output, Scratch& scratch) const;
+    void load(const Slab& slab, std::size_t field, std::size_t row, std::size_t count, float* raw) const;
+    void hash(const Slab& slab, std::size_t field, std::size_t row, std::size_t count, std::uint64_t* hashes, bool* missing) const;
+    void sketch_block(const Slab& slab, std::size_t row, std::size_t count, std::size_t done, const ColumnOutput& output,
+                      Scratch& scratch) const;
+
+    std::shared_ptr<const Schema> schema_;
+    std::vector<Chain> chains_;
+    std::vector<SketchField> sketch_;
+    std::vector<FieldLookup> lookups_;
+    std::size_t n_features_ = 0;
+    std::size_t n_ids_ = 0;
+    std::size_t n_counts_ = 1;
+    std::size_t n_moments_ = 0;
+};
+
+}  // namespace trimtab

@@ -1,0 +1,94 @@
+"""The CPU executor: a column program compiled to native code (csrc/columns_program.h).
+
+Compiling happens once, in the constructor; running allocates its outputs and nothing else in Python. An executor is immutable and
+may be used by any number of threads at a time, each with a slab and a sketch of its own.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from trimtab._native import CompiledProgram, Slab
+from trimtab.kernels import operations as ops
+from trimtab.kernels.errors import ExecutorError, ProgramError
+from trimtab.kernels.operations import Operation
+from trimtab.kernels.program import ColumnProgram
+from trimtab.kernels.sketch import Sketch
+from trimtab.kernels.sketch_spec import CategoryField, SketchField
+
+NativeOp = tuple[str, list[float], list[int], list[bytes]]
+NativeField = tuple[str, list[float], list[int], list[bytes], int]
+
+
+class CpuExecutor:
+    """Runs a program on the CPU. Raises ProgramError where native code refuses the program."""
+
+    def __init__(self, program: ColumnProgram) -> None:
+        self.program = program
+        chains = [(chain.field, [_native_op(op) for op in chain.operations]) for chain in program.chains]
+        try:
+            self._compiled = CompiledProgram(program.schema, chains, [_native_field(f) for f in program.sketch.fields])
+        except (ValueError, TypeError) as error:
+            raise ProgramError(str(error)) from None
+        if (self._compiled.n_features, self._compiled.n_ids) != (program.n_features, program.n_ids):
+            raise ProgramError("column program: native code lays out its outputs in another way")
+
+    def run(
+        self, slab: Slab, sketch: Sketch | None = None, start: int = 0, stop: int = -1
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """Features, float32 [n, n_features], and ids, int64 [n, n_ids], of the slab's rows [start, stop); -1 is the end.
+
+        Adds the raw values of the same rows to `sketch`. The GIL is released on long inputs: nobody else may touch the slab or
+        the sketch until the call returns. Raises ExecutorError for a slab of another schema, rows out of range, or a sketch of
+        another spec; nothing has been computed or counted then.
+        """
+        counts = moments = None
+        if sketch is not None:
+            if sketch.spec is not self.program.sketch and sketch.spec != self.program.sketch:
+                raise ExecutorError("the sketch's spec is not the program's")
+            counts, moments = sketch.counts, sketch.moments
+        try:
+            return self._compiled.run(slab, counts, moments, start, stop)
+        except (ValueError, IndexError) as error:
+            raise ExecutorError(str(error)) from None
+
+
+def _native_op(op: Operation) -> NativeOp:
+    reals: list[float] = []
+    integers: list[int] = []
+    texts: list[bytes] = []
+    match op:
+        case ops.Impute():
+            reals, integers = [op.value], [int(op.flag)]
+        case ops.Clip():
+            reals = [op.low, op.high]
+        case ops.Affine():
+            reals = [op.shift, op.scale]
+        case ops.QuantileNormal():
+            reals = [*op.knots, *op.probabilities]
+        case ops.Bucketise() | ops.PiecewiseLinear():
+            reals = list(op.edges)
+        case ops.Cyclic():
+            reals = [op.period]
+        case ops.Vocabulary():
+            integers, texts = _native_values(op.values)
+        case ops.HashBucket():
+            integers = [op.buckets]
+        case ops.Cross():
+            integers = [op.other, op.buckets]
+        case _:
+            pass
+    return op.op, reals, integers, texts
+
+
+def _native_values(values: tuple[int, ...] | tuple[str, ...]) -> tuple[list[int], list[bytes]]:
+    return (
+        [value for value in values if isinstance(value, int)],
+        [value.encode() for value in values if isinstance(value, str)],
+    )
+
+
+def _native_field(field: SketchField) -> NativeField:
+    if isinstance(field, CategoryField):
+        return "category", [], *_native_values(field.values), field.counted
+    return "real", [field.low, field.high, field.shift, *field.edges], [], [], 0
