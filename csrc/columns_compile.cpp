@@ -120,7 +120,7 @@ void CompiledProgram::compile_chain(const ChainSpec& spec) {
             case Kind::vocabulary: chain.id_size = lookups_[made.lookup].size() + 3; break;
             case Kind::hash_bucket:
             case Kind::cross: chain.id_size = made.buckets + 3; break;
-            case Kind::piecewise_linear: chain.width = std::max<std::size_t>(made.knots.size(), 2) - 1; break;
+            case Kind::piecewise_linear: chain.width = std::max<std::size_t>(made.edges.size(), 2) - 1; break;
             case Kind::cyclic: chain.width = 2; break;
             default: continue;
         }
@@ -178,11 +178,8 @@ CompiledProgram::Op CompiledProgram::compile_op(const Chain& chain, const OpSpec
             for (const double p : op.probabilities) require(p >= 0.0 && p <= 1.0, "quantile_normal: not a probability");
             break;
         }
-        case Kind::bucketise: op.edges = increasing(spec.reals.begin(), spec.reals.end(), spec.name); break;
-        case Kind::piecewise_linear:
-            increasing(spec.reals.begin(), spec.reals.end(), spec.name);
-            op.knots = spec.reals;
-            break;
+        case Kind::bucketise:
+        case Kind::piecewise_linear: op.edges = increasing(spec.reals.begin(), spec.reals.end(), spec.name); break;
         case Kind::cyclic:
             op.a = real(spec, 0);
             require(op.a > 0.0, "cyclic: the period is not positive");

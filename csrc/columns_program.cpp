@@ -12,6 +12,17 @@ namespace {
 // Rows a block: its values stay in the first cache level, and the work of finding the op is spread over them.
 constexpr std::size_t kBlock = 256;
 
+// Row by row, as a row's bins lie side by side: all of them are 1 below the bin that holds x, and 0 above it.
+void piecewise_linear(const std::vector<float>& edges, double x, float* shares) {
+    const std::size_t bins = std::max<std::size_t>(edges.size(), 2) - 1;
+    std::fill_n(shares, bins, 0.0F);
+    if (std::isnan(x) || edges.size() < 2) return;
+    const std::size_t below = static_cast<std::size_t>(std::upper_bound(edges.begin(), edges.end(), x) - edges.begin());
+    if (below == 0) return;
+    std::fill_n(shares, below - 1, 1.0F);
+    if (below <= bins) shares[below - 1] = ops::emit(ops::bin_share(x, edges[below - 1], edges[below]));
+}
+
 constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
 
 }  // namespace
@@ -183,14 +194,7 @@ void CompiledProgram::run_chain(const Chain& chain, const Slab& slab, std::size_
                 }
                 break;
             case Kind::piecewise_linear:
-                if (op.knots.size() < 2) {
-                    for (std::size_t j = 0; j < count; ++j) features[j * step] = 0.0F;
-                }
-                for (std::size_t k = 0; k + 1 < op.knots.size(); ++k) {
-                    for (std::size_t j = 0; j < count; ++j) {
-                        features[j * step + k] = ops::emit(ops::bin_share(work[j], op.knots[k], op.knots[k + 1]));
-                    }
-                }
+                for (std::size_t j = 0; j < count; ++j) piecewise_linear(op.edges, work[j], features + j * step);
                 break;
             case Kind::cyclic:
                 for (std::size_t j = 0; j < count; ++j) {

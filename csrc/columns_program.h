@@ -70,7 +70,7 @@ class CompiledProgram {
         double a = 0.0;  // impute: value; clip: low; affine: shift; cyclic: period
         double b = 0.0;  // clip: high; affine: scale
         std::vector<float> edges;
-        std::vector<double> knots;          // quantile_normal; piecewise_linear: its edges
+        std::vector<double> knots;          // quantile_normal
         std::vector<double> probabilities;  // quantile_normal
         std::size_t lookup = 0;             // vocabulary
         std::size_t other = 0;              // cross

@@ -1,7 +1,7 @@
 """Canonical JSON: one text for one value, so that a hash of the text is a hash of the value.
 
-Keys are sorted, nothing is indented, numbers are the shortest that read back as the same float64, and NaN and infinities do
-not exist. Reading is strict: duplicate keys, NaN, infinities and absurd nesting are errors.
+Keys are sorted, nothing is indented, numbers are the shortest that read back as the same float64, and NaN and
+infinities do not exist. Reading is strict: duplicate keys, NaN, infinities and absurd nesting are errors.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The CPU executor: a column program compiled to native code (csrc/columns_program.h).
 
-Compiling happens once, in the constructor; running allocates its outputs and nothing else in Python. An executor is immutable and
-may be used by any number of threads at a time, each with a slab and a sketch of its own.
+Compiling happens once, in the constructor; running allocates its outputs and nothing else in Python. An executor is
+immutable and may be used by any number of threads at a time, each with a slab and a sketch of its own.
 """
 
 from __future__ import annotations
@@ -36,11 +36,12 @@ class CpuExecutor:
     def run(
         self, slab: Slab, sketch: Sketch | None = None, start: int = 0, stop: int = -1
     ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """Features, float32 [n, n_features], and ids, int64 [n, n_ids], of the slab's rows [start, stop); -1 is the end.
+        """Features, float32 [n, n_features], and ids, int64 [n, n_ids], of the slab's rows [start, stop); -1 is the
+        end.
 
-        Adds the raw values of the same rows to `sketch`. The GIL is released on long inputs: nobody else may touch the slab or
-        the sketch until the call returns. Raises ExecutorError for a slab of another schema, rows out of range, or a sketch of
-        another spec; nothing has been computed or counted then.
+        Adds the raw values of the same rows to `sketch`. The GIL is released on long inputs: nobody else may touch the
+        slab or the sketch until the call returns. Raises ExecutorError for a slab of another schema, rows out of range,
+        or a sketch of another spec; nothing has been computed or counted then.
         """
         counts = moments = None
         if sketch is not None:

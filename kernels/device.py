@@ -1,6 +1,7 @@
 """Which executor runs a program on which device.
 
-On `cuda` the columns run on the CPU for now, and the model moves the tensors: whoever asks for an executor does not need to know.
+On `cuda` the columns run on the CPU for now, and the model moves the tensors: whoever asks for an executor does not
+need to know.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
 """Fitting: from features with chains of transforms, and rows, to a column program.
 
-Streaming, in memory bounded by the number of columns: the first pass takes samples (for everything that is a quantile) and
-frequencies (for vocabularies); each further pass, of which there are as many as means and deviations stand behind one another
-in the longest chain (usually none or one), takes exact moments. What a later op sees is what the ops before it, fitted already,
-make of the raw values. Missing and infinite raw values are never fitted on: imputation does not move quantiles or means.
+Streaming, in memory bounded by the number of columns: the first pass takes samples (for everything that is a quantile)
+and frequencies (for vocabularies); each further pass, of which there are as many as means and deviations stand behind
+one another in the longest chain (usually none or one), takes exact moments. What a later op sees is what the ops before
+it, fitted already, make of the raw values. Missing and infinite raw values are never fitted on: imputation does not
+move quantiles or means.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from trimtab.kernels.program import Chain, ColumnProgram, Field
 from trimtab.kernels.reference import real_op
 from trimtab.kernels.schema import FeatureSpec, FieldType, Transform
 from trimtab.kernels.sketch_spec import DEFAULT_PREDICTION_EDGES, CategoryField, RealField, SketchField, SketchSpec
-from trimtab.kernels.slabs import MISSING_INTEGER, Values, column_values
+from trimtab.kernels.slabs import MISSING_INTEGER, Values, column_values, compute
 from trimtab.kernels.summaries import Frequencies, Moments, Sample, row_priorities
 
 __all__ = ["Batches", "default_transforms", "fit_program"]
@@ -38,8 +39,8 @@ Batches = Callable[[], Iterator[pa.RecordBatch]]
 def default_transforms(kind: FieldType, n_distinct: int, *, max_categories: int = 32) -> tuple[Transform, ...]:
     """The chain that `init` writes for a column with so many distinct values.
 
-    real: impute, piecewise_linear. boolean: impute. string: vocabulary. integer: vocabulary up to `max_categories` distinct
-    values, else as a real.
+    real: impute, piecewise_linear. boolean: impute. string: vocabulary. integer: vocabulary up to `max_categories`
+    distinct values, else as a real.
     """
     if kind == "boolean":
         return (Transform("impute"),)
@@ -58,10 +59,10 @@ def fit_program(
 ) -> ColumnProgram:
     """Fits a program to the rows that `batches()` yields, the same rows each time it is called.
 
-    keys: the model's key columns, captured with the features; those named without a type take it from the first batch, those
-    that are features already are not repeated. sketch: a spec to keep instead of fitting one. The same batches give the same
-    program, bit for bit. Raises FitError without rows, ColumnError on a column that is absent or of another type,
-    ProgramError where specs do not fit together.
+    keys: the model's key columns, captured with the features; those named without a type take it from the first batch,
+    those that are features already are not repeated. sketch: a spec to keep instead of fitting one. The same batches
+    give the same program, bit for bit. Raises FitError without rows, ColumnError on a column that is absent or of
+    another type, ProgramError where specs do not fit together.
     """
     if not specs:
         raise FitError("a program needs at least one feature")
@@ -83,15 +84,19 @@ def fit_program(
             cache: dict[str, Values] = {}
             for fit in waiting:
                 name, kind = fit.column.spec.name, fit.column.spec.type
-                fit.add(cache.setdefault(name, column_values(batch, name, kind)))
+                if name not in cache:
+                    cache[name] = column_values(batch, name, kind)
+                fit.add(cache[name])
         for fit in waiting:
             fit.finish_pass()
     fields = [Field(spec.name, spec.type) for spec in specs]
     key_fields = [_key(key, arrow) for key in keys if (key if isinstance(key, str) else key.name) not in names]
-    spec = sketch or SketchSpec(tuple(column.sketch_field() for column in columns), tuple(map(to_fp32, prediction_edges)))
+    if sketch is None:
+        summaries = tuple(column.sketch_field() for column in columns)
+        sketch = SketchSpec(summaries, tuple(map(to_fp32, prediction_edges)))
     positions = {name: i for i, name in enumerate(names)}
     chains = tuple(Chain(positions[fit.column.spec.name], tuple(fit.done)) for fit in fits)
-    return ColumnProgram((*fields, *key_fields), chains, spec, len(key_fields))
+    return ColumnProgram((*fields, *key_fields), chains, sketch, len(key_fields))
 
 
 @dataclass
@@ -202,9 +207,11 @@ def _reals(values: Values) -> NDArray[np.float32]:
 
 def _categories(values: Values) -> NDArray[np.int64] | pa.StringArray:
     if not isinstance(values, np.ndarray):
-        return values.filter(pa.compute.not_equal(values, ""))
+        known: pa.StringArray = compute.filter(values, compute.not_equal(values, ""))
+        return known
     if values.dtype == np.int64:
-        return values[values != MISSING_INTEGER].astype(np.int64, copy=False)
+        integers: NDArray[np.int64] = values[values != MISSING_INTEGER].astype(np.int64, copy=False)
+        return integers
     return values[~np.isnan(values)].astype(np.int64)
 
 

@@ -1,7 +1,7 @@
 """Fitting one real op from a summary of the values that reach it. Pure; every edge case has its answer here.
 
-No values at all (all missing): impute fills 0, clip bounds nothing, scales are 0, quantile_normal gives 0, bucketise has one
-bin, piecewise_linear one feature that is 0. A constant: scales are 0, so the feature is 0.
+No values at all (all missing): impute fills 0, clip bounds nothing, scales are 0, quantile_normal gives 0, bucketise
+has one bin, piecewise_linear one feature that is 0. A constant: scales are 0, so the feature is 0.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ def fit_by_moments(transform: Transform, moments: Moments) -> Operation:
     """The op of a transform for which `needs_moments` holds."""
     if transform.op == "impute":
         return ops.Impute(to_fp32(moments.mean), transform.get("flag") is True)
-    if moments.count == 0:
-        return ops.OPERATIONS[transform.op](shift=0.0, scale=0.0)
     if transform.op == "standardise":
         return ops.Standardise(moments.mean, moments.deviation)
+    if moments.count == 0:
+        return ops.MinMax(0.0, 0.0)
     return ops.MinMax(moments.minimum, moments.maximum - moments.minimum)
 
 
@@ -64,7 +64,8 @@ def to_fp32(value: float) -> float:
 
 
 def quantile(values: Reals, share: float) -> float:
-    """An element of the ascending values: the smallest that at least `share` of them do not exceed; 0 without values."""
+    """An element of the ascending values: the smallest that at least `share` of them do not exceed; 0 without
+    values."""
     return float(np.quantile(values, share, method="inverted_cdf")) if len(values) else 0.0
 
 

@@ -1,8 +1,9 @@
 """Which ops may follow which: the grammar of a feature's chain of transforms.
 
-A chain is a row of branches. A branch starts from the field's raw value, applies real ops to it, and ends with the op that
-emits (a terminal), or, for the last branch, with the real value itself. So `["vocabulary", "impute", "piecewise_linear"]` on an
-integer emits a category id and, from the raw value again, a piecewise-linear encoding. Every branch becomes one chain of the IR.
+A chain is a row of branches. A branch starts from the field's raw value, applies real ops to it, and ends with the op
+that emits (a terminal), or, for the last branch, with the real value itself. So `["vocabulary", "impute",
+"piecewise_linear"]` on an integer emits a category id and, from the raw value again, a piecewise-linear encoding. Every
+branch becomes one chain of the IR.
 
 This module knows names and types only; parameters are checked by `schema` (fixed ones) and `operations` (fitted ones).
 """
@@ -17,7 +18,8 @@ from trimtab.kernels.errors import ProgramError
 FieldType = Literal["real", "boolean", "integer", "string"]
 FIELD_TYPES: tuple[FieldType, ...] = ("real", "boolean", "integer", "string")
 
-# Select a value and never compute one, so the value stays the raw fp32 input (or an fp32 parameter): what bins may compare.
+# Select a value and never compute one, so the value stays the raw fp32 input (or an fp32 parameter): what bins may
+# compare.
 EXACT = frozenset({"impute", "clip"})
 REAL = EXACT | {"log1p", "signed_log", "standardise", "min_max", "robust", "quantile_normal"}
 CATEGORY = frozenset({"vocabulary", "hash_bucket", "cross"})
@@ -30,7 +32,8 @@ RESERVED = frozenset({"lookup"})
 
 
 def split(name: str, kind: FieldType, ops: Sequence[str]) -> list[range]:
-    """The branches of feature `name`'s chain as ranges of positions in `ops`. Raises ProgramError, naming the feature and op."""
+    """The branches of feature `name`'s chain as ranges of positions in `ops`. Raises ProgramError, naming the feature
+    and op."""
     if not ops and kind != "string":
         return [range(0)]
     branches: list[range] = []
@@ -61,7 +64,7 @@ def _check(name: str, kind: FieldType, before: Sequence[str], op: str) -> None:
         if kind == "real":
             raise ProgramError(f"feature {name!r}: {op} needs a boolean, integer or string, and the type is real")
         if before:
-            raise ProgramError(f"feature {name!r}: {op} reads the raw value and must come first, not after {before[-1]}")
+            raise ProgramError(f"feature {name!r}: {op} reads the raw value and cannot follow {before[-1]}")
     elif kind == "string":
         raise ProgramError(f"feature {name!r}: {op} needs a number, and the type is string")
     elif op == "bucketise" and not EXACT.issuperset(before):

@@ -1,12 +1,14 @@
 """The ops of the IR, with fitted parameters. What each computes is in docs/columns.md; nothing here computes.
 
-An op is immutable and checks itself when made: whatever holds an `Operation` may rely on finite parameters, increasing edges
-and values without duplicates. Edges, bounds and fill values are fp32 numbers (held as float): bins compare raw fp32 input.
+An op is immutable and checks itself when made: whatever holds an `Operation` may rely on finite parameters, increasing
+edges and values without duplicates. Edges, bounds and fill values are fp32 numbers (held as float): bins compare raw
+fp32 input.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -87,7 +89,7 @@ def increasing(value: object, what: str) -> tuple[float, ...]:
     if len(items) > MAX_EDGES:
         raise ProgramError(f"{what}: more than {MAX_EDGES} edges")
     edges = tuple(fp32(item, what) for item in items)
-    if any(a >= b for a, b in zip(edges, edges[1:], strict=False)):
+    if any(a >= b for a, b in itertools.pairwise(edges)):
         raise ProgramError(f"{what}: expected strictly increasing numbers")
     return edges
 
@@ -95,7 +97,7 @@ def increasing(value: object, what: str) -> tuple[float, ...]:
 def probabilities(value: object, what: str) -> tuple[float, ...]:
     """Non-decreasing numbers in [0, 1]."""
     items = tuple(number(item, what) + 0.0 for item in _sequence(value, what))
-    if any(not 0 <= item <= 1 for item in items) or any(a > b for a, b in zip(items, items[1:], strict=False)):
+    if any(not 0 <= item <= 1 for item in items) or any(a > b for a, b in itertools.pairwise(items)):
         raise ProgramError(f"{what}: expected non-decreasing numbers in [0, 1]")
     return items
 
@@ -237,7 +239,8 @@ class Bucketise(Operation):
 
 @dataclass(frozen=True)
 class PiecewiseLinear(Operation):
-    """One feature a bin: 1 above it, 0 below it, linear inside (Gorishniy et al. 2022, "On Embeddings for Numerical Features")."""
+    """One feature a bin: 1 above it, 0 below it, linear inside (Gorishniy et al. 2022, "On Embeddings for Numerical
+    Features")."""
 
     op: ClassVar[str] = "piecewise_linear"
     edges: tuple[float, ...] = checked(increasing)

@@ -1,7 +1,7 @@
 """The column program: what turns a slab's raw columns into a model's inputs, the same in training and in serving.
 
-A program is data: a schema, chains of fitted ops, and what the sketch counts. Executors (`reference`, `cpu`) run it. Its JSON is
-canonical, its hash the sha256 of that JSON; the version that was trained through a program names its hash.
+A program is data: a schema, chains of fitted ops, and what the sketch counts. Executors (`reference`, `cpu`) run it.
+Its JSON is canonical, its hash the sha256 of that JSON; the version that was trained through a program names its hash.
 
 Outputs are in the order of the chains: float32 features (each chain's own, then its missing flag) and int64 ids.
 """
@@ -35,7 +35,8 @@ class Field:
 
 @dataclass(frozen=True, slots=True)
 class Chain:
-    """One branch of a feature's transforms: the field's position in the schema, and the ops from raw value to output."""
+    """One branch of a feature's transforms: the field's position in the schema, and the ops from raw value to
+    output."""
 
     field: int
     operations: tuple[Operation, ...]
@@ -100,7 +101,8 @@ class ColumnProgram:
     keys: int = 0
 
     def __post_init__(self) -> None:
-        if any(not field.name for field in self.fields) or len({field.name for field in self.fields}) != len(self.fields):
+        names = [field.name for field in self.fields]
+        if not all(names) or len(set(names)) != len(names):
             raise ProgramError("program: a field has no name or appears twice")
         if not 0 <= self.keys < len(self.fields):
             raise ProgramError(f"program: {len(self.fields)} fields of which {self.keys} are keys: no feature is left")
@@ -109,7 +111,7 @@ class ColumnProgram:
             if not 0 <= chain.field < features:
                 raise ProgramError(f"program: a chain reads field {chain.field}, and there are {features} features")
             _check_chain(chain, self.fields, features)
-        if [field.name for field in self.sketch.fields] != [field.name for field in self.fields[:features]]:
+        if [field.name for field in self.sketch.fields] != names[:features]:
             raise ProgramError("program: the sketch's fields are not the program's features")
         for field, summary in zip(self.fields, self.sketch.fields, strict=False):
             _check_sketch(field, summary)
@@ -131,7 +133,8 @@ class ColumnProgram:
 
     @cached_property
     def id_names(self) -> tuple[str, ...]:
-        """Names of the int64 outputs: the field's, with `.bin`, `.hash` or `.cross.OTHER` where it is not its vocabulary."""
+        """Names of the int64 outputs: the field's, with `.bin`, `.hash` or `.cross.OTHER` where it is not its
+        vocabulary."""
         return tuple(self._id_name(chain) for chain in self.chains if chain.emits_id)
 
     @cached_property
@@ -235,4 +238,6 @@ def _chain_from_json(value: object) -> Chain:
     items = canonical.as_object(value, "chain", frozenset({"field", "ops"}))
     field = canonical.as_integer(items["field"], "chain: field", 0, 1 << 20)
     ops_json = canonical.as_list(items["ops"], f"chain of field {field}")
-    return Chain(field, tuple(operation_from_json(op, f"chain of field {field}, op {i}") for i, op in enumerate(ops_json)))
+    return Chain(
+        field, tuple(operation_from_json(op, f"chain of field {field}, op {i}") for i, op in enumerate(ops_json))
+    )

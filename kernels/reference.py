@@ -1,11 +1,13 @@
 """The oracle: what a column program computes, said a second time in NumPy float64 and plain Python.
 
-Slow and simple on purpose. It shares nothing with the native executor but the program, the slab and the layout of a sketch; the
-tests hold the executors against it. `real_op` is also what fitting uses to carry values through the ops that are fitted already.
+Slow and simple on purpose. It shares nothing with the native executor but the program, the slab and the layout of a
+sketch; the tests hold the executors against it. `real_op` is also what fitting uses to carry values through the ops
+that are fitted already.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -27,7 +29,8 @@ _MASK = (1 << 64) - 1
 def run_reference(
     program: ColumnProgram, slab: Slab, sketch: Sketch | None = None
 ) -> tuple[NDArray[np.float64], NDArray[np.int64], Sketch]:
-    """Features float64 [n, n_features], ids int64 [n, n_ids], and the rows' sketch (added to `sketch`, where one is given)."""
+    """Features float64 [n, n_features], ids int64 [n, n_ids], and the rows' sketch (added to `sketch`, where one is
+    given)."""
     feature_columns: list[Reals] = []
     id_columns: list[NDArray[np.int64]] = []
     for chain in program.chains:
@@ -98,7 +101,7 @@ def _raw_categories(slab: Slab, field: int, kind: str) -> Raw:
     if kind == "string":
         offsets, data = slab.strings(field)
         content = data.tobytes()
-        texts = [content[a:b].decode() for a, b in zip(offsets, offsets[1:], strict=False)]
+        texts = [content[a:b].decode() for a, b in itertools.pairwise(offsets)]
         return [text or None for text in texts]
     if kind == "integer":
         return [None if value == -(1 << 63) else value for value in slab.integers(field).tolist()]

@@ -1,6 +1,7 @@
 """Features as a user writes them: a name, a type and a chain of transforms with fixed parameters.
 
-Fitting (`fit`) turns them into a column program. `Schema`, the native description of a model's request columns, is re-exported.
+Fitting (`fit`) turns them into a column program. `Schema`, the native description of a model's request columns, is
+re-exported.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ Scalar = bool | int | float | str
 
 @dataclass(frozen=True, slots=True)
 class _Parameter:
-    """A fixed parameter: its type, bounds or choices, and default (None: no default; `required` says whether it must come)."""
+    """A fixed parameter: its type, bounds or choices, and default (None: no default; `required` says whether it must
+    come)."""
 
     kind: type
     default: Scalar | None = None
@@ -136,7 +138,9 @@ class FeatureSpec:
         if not self.name:
             raise ProgramError("a feature needs a name")
         if self.type not in FIELD_TYPES:
-            raise ProgramError(f"feature {self.name!r}: unknown type {self.type!r}, expected one of {list(FIELD_TYPES)}")
+            raise ProgramError(
+                f"feature {self.name!r}: unknown type {self.type!r}, expected one of {list(FIELD_TYPES)}"
+            )
         object.__setattr__(self, "transforms", parse_transforms(self.transforms))
         self.branches()
 

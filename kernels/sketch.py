@@ -1,13 +1,15 @@
 """The sketch: what a stream of rows looked like, in a few kilobytes, that merge across batches, processes and nodes.
 
-Two flat arrays in the layout of `sketch_spec`, filled in place by native code in the same pass that computes the features. A
-sketch belongs to one thread at a time. Counts merge exactly in any order; sums merge in the order of the calls.
+Two flat arrays in the layout of `sketch_spec`, filled in place by native code in the same pass that computes the
+features. A sketch belongs to one thread at a time. Counts merge exactly in any order; sums merge in the order of the
+calls.
 """
 
 from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -31,9 +33,10 @@ _ARROW = pa.schema(
 class FieldSummary:
     """One field's part of a sketch.
 
-    field: what was counted and how. rows: how many values were seen, missing ones included. missing, unseen (outside the
-    training range, or not in the vocabulary), negative_infinite, positive_infinite: counts. minimum, maximum, mean, variance
-    (population): of the finite values; NaN where there are none, and for categories. buckets: uint64 counts, see the spec.
+    field: what was counted and how. rows: how many values were seen, missing ones included. missing, unseen (outside
+    the training range, or not in the vocabulary), negative_infinite, positive_infinite: counts. minimum, maximum, mean,
+    variance (population): of the finite values; NaN where there are none, and for categories. buckets: uint64 counts,
+    see the spec.
     """
 
     field: SketchField
@@ -153,7 +156,7 @@ class Sketch:
         """An Arrow IPC file: one row a field (the prediction last), the spec and the number of rows in the metadata."""
         summaries = [self.field(i) for i in range(len(self.spec.fields) + 1)]
         moments = self.moments.reshape(-1, MOMENTS)
-        columns: list[pa.Array] = [pa.array([summary.field.name for summary in summaries], pa.string())]
+        columns: list[Any] = [pa.array([summary.field.name for summary in summaries], pa.string())]
         columns += [pa.array([getattr(summary, name) for summary in summaries], pa.uint64()) for name in _COUNTED]
         columns += [pa.array(moments[:, i]) for i in range(MOMENTS)]
         columns.append(pa.array([summary.buckets for summary in summaries], pa.list_(pa.uint64())))

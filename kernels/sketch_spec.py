@@ -1,7 +1,7 @@
 """What a sketch counts: per field the histogram's edges or the categories, and the edges of the prediction's histogram.
 
-A spec is part of a column program but has a hash of its own: sketches merge and compare whenever their specs' hashes agree,
-also across versions of a model. It fixes the layout of a sketch's two flat arrays, which native code fills:
+A spec is part of a column program but has a hash of its own: sketches merge and compare whenever their specs' hashes
+agree, also across versions of a model. It fixes the layout of a sketch's two flat arrays, which native code fills:
 
   counts (uint64)   rows, then per field: missing, unseen, negative_infinite, positive_infinite, buckets...
   moments (float64) per field: minimum, maximum, sum and sum of squares of (x - shift)
@@ -28,7 +28,8 @@ DEFAULT_PREDICTION_EDGES: tuple[float, ...] = tuple(i / 32 for i in range(1, 32)
 class RealField:
     """A numeric field. Buckets: bucket i counts the values with exactly i edges <= x, so len(edges) + 1 of them.
 
-    low, high: the range seen in training, outside of which a value is unseen. shift: subtracted before moments are summed.
+    low, high: the range seen in training, outside of which a value is unseen. shift: subtracted before moments are
+    summed.
     """
 
     name: str
@@ -53,7 +54,8 @@ class RealField:
 
 @dataclass(frozen=True)
 class CategoryField:
-    """A categorical field. Buckets: one for each of the first `counted` values, then one for all the other known values.
+    """A categorical field. Buckets: one for each of the first `counted` values, then one for all the other known
+    values.
 
     A value that is not in `values` is unseen and counted in no bucket.
     """
@@ -109,7 +111,10 @@ class SketchSpec:
 
     def to_json(self) -> dict[str, object]:
         """The spec as an object of canonical JSON."""
-        return {"fields": [_field_to_json(field) for field in self.fields], "prediction_edges": list(self.prediction_edges)}
+        return {
+            "fields": [_field_to_json(field) for field in self.fields],
+            "prediction_edges": list(self.prediction_edges),
+        }
 
     @classmethod
     def from_json(cls, value: object) -> SketchSpec:

@@ -5,20 +5,24 @@
   integer   integers, booleans; floats and decimals that are integral    int64, null and NaN → INT64_MIN
   string    strings; integers (as decimal text)             UTF-8, null → empty
 
-A dictionary-encoded column counts as its values; a column of type null is all missing. Anything else (timestamps, lists, text
-for a number) is refused by name. Columns that the schema does not name are ignored.
+A dictionary-encoded column counts as its values; a column of type null is all missing. Anything else (timestamps,
+lists, text for a number) is refused by name. Columns that the schema does not name are ignored.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
+import pyarrow.compute
 from numpy.typing import NDArray
 from trimtab._native import Schema, Slab
 from trimtab.kernels.errors import ColumnError
+
+if TYPE_CHECKING:
+    Array = pa.Array[Any]
 
 MISSING_INTEGER = -(1 << 63)
 _ACCEPTED = {
@@ -27,9 +31,10 @@ _ACCEPTED = {
     "integer": "whole numbers within 64 bits",
     "string": "strings",
 }
-_TEXT_LIMIT = (1 << 31) - 1
 
 Values = NDArray[np.float32] | NDArray[np.int64] | pa.StringArray
+
+compute: Any = pyarrow.compute  # whose stubs know few of its overloads
 
 
 def slab_from_arrow(table: pa.Table | pa.RecordBatch, schema: Schema) -> Slab:
@@ -43,7 +48,7 @@ def slab_from_arrow(table: pa.Table | pa.RecordBatch, schema: Schema) -> Slab:
     return slab
 
 
-def slab_to_arrow(slab: Slab) -> list[pa.Array]:
+def slab_to_arrow(slab: Slab) -> list[Array]:
     """One array per field, as received: float32, bool, int64 or utf8, with nulls for missing values."""
     return [_column_to_arrow(slab, i, kind) for i, kind in enumerate(slab.schema.types)]
 
@@ -55,7 +60,7 @@ def column_values(table: pa.Table | pa.RecordBatch, name: str, kind: str) -> Val
         if name in table.schema.names:
             raise ColumnError(f"column {name!r}: expected one column of this name, came several")
         raise ColumnError(f"column {name!r}: expected a {kind} column, came none; there are {table.schema.names[:50]}")
-    array = table.column(index)
+    array: Any = table.column(index)
     if isinstance(array, pa.ChunkedArray):
         array = array.combine_chunks() if array.num_chunks != 1 else array.chunk(0)
         if isinstance(array, pa.ChunkedArray):  # more bytes than one array can offset
@@ -64,18 +69,20 @@ def column_values(table: pa.Table | pa.RecordBatch, name: str, kind: str) -> Val
     if pa.types.is_dictionary(came):
         array = array.dictionary_decode()
     try:
-        return {"real": _real, "boolean": _boolean, "integer": _integer, "string": _string}[kind](array)
+        return _CONVERSIONS[kind](array)
     except (_Unfit, pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
         detail = f": {error}" if isinstance(error, _Unfit) and str(error) else ""
         advice = "; give times as numbers" if pa.types.is_temporal(came) else ""
-        raise ColumnError(f"column {name!r}: expected {kind} ({_ACCEPTED[kind]}), came {came}{detail}{advice}") from None
+        raise ColumnError(
+            f"column {name!r}: expected {kind} ({_ACCEPTED[kind]}), came {came}{detail}{advice}"
+        ) from None
 
 
 class _Unfit(Exception):
     """The array is of the wrong type, or one of its values does not fit."""
 
 
-def _real(array: pa.Array) -> NDArray[np.float32]:
+def _real(array: Any) -> NDArray[np.float32]:
     kind = array.type
     if pa.types.is_boolean(kind) or pa.types.is_null(kind):
         array = array.cast(pa.uint8()).cast(pa.float32())
@@ -90,7 +97,7 @@ def _real(array: pa.Array) -> NDArray[np.float32]:
     return np.asarray(array.to_numpy(zero_copy_only=False), dtype=np.float32)
 
 
-def _boolean(array: pa.Array) -> NDArray[np.float32]:
+def _boolean(array: Any) -> NDArray[np.float32]:
     values = _real(array)
     wrong = ~((values == 0) | (values == 1) | np.isnan(values))
     if wrong.any():
@@ -98,7 +105,7 @@ def _boolean(array: pa.Array) -> NDArray[np.float32]:
     return values + np.float32(0)
 
 
-def _integer(array: pa.Array) -> NDArray[np.int64]:
+def _integer(array: Any) -> NDArray[np.int64]:
     kind = array.type
     if pa.types.is_floating(kind) or pa.types.is_decimal(kind):
         if pa.types.is_decimal(kind):
@@ -123,13 +130,23 @@ def _integer(array: pa.Array) -> NDArray[np.int64]:
     return np.asarray(array.to_numpy(zero_copy_only=False), dtype=np.int64)
 
 
-def _string(array: pa.Array) -> pa.StringArray:
+def _string(array: Any) -> pa.StringArray:
     kind = array.type
-    if pa.types.is_large_string(kind) or pa.types.is_string_view(kind) or pa.types.is_null(kind) or pa.types.is_integer(kind):
+    text = pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+    if text or pa.types.is_null(kind) or pa.types.is_integer(kind):
         array = array.cast(pa.string())
     elif not pa.types.is_string(kind):
         raise _Unfit
-    return array.fill_null("") if array.null_count else array
+    filled: pa.StringArray = array.fill_null("") if array.null_count else array
+    return filled
+
+
+_CONVERSIONS: dict[str, Callable[[Any], Values]] = {
+    "real": _real,
+    "boolean": _boolean,
+    "integer": _integer,
+    "string": _string,
+}
 
 
 def _text_buffers(array: pa.StringArray) -> tuple[NDArray[np.int32], NDArray[np.uint8]]:
@@ -137,30 +154,27 @@ def _text_buffers(array: pa.StringArray) -> tuple[NDArray[np.int32], NDArray[np.
     _, offset_buffer, byte_buffer = array.buffers()
     if rows == 0 or offset_buffer is None:
         return np.zeros(rows + 1, np.int32), np.zeros(0, np.uint8)
-    offsets = np.frombuffer(offset_buffer, np.int32)[array.offset : array.offset + rows + 1]
+    offsets = np.frombuffer(memoryview(offset_buffer), np.int32)[array.offset : array.offset + rows + 1]
     if byte_buffer is None:
         return np.zeros(rows + 1, np.int32), np.zeros(0, np.uint8)
-    data = np.frombuffer(byte_buffer, np.uint8)[offsets[0] : offsets[-1]]
+    data = np.frombuffer(memoryview(byte_buffer), np.uint8)[offsets[0] : offsets[-1]]
     return np.ascontiguousarray(offsets - offsets[0]), data
 
 
-def _column_to_arrow(slab: Slab, index: int, kind: str) -> pa.Array:
+def _column_to_arrow(slab: Slab, index: int, kind: str) -> Array:
     # The slab's views are true only until it changes; what is handed out is a copy.
     if kind == "integer":
         integers = np.array(slab.integers(index))
         return pa.array(integers, mask=integers == MISSING_INTEGER)
     if kind == "string":
         offsets, data = slab.strings(index)
-        buffers = [None, pa.py_buffer(offsets.tobytes()), pa.py_buffer(data.tobytes())]
-        text = pa.StringArray.from_buffers(len(offsets) - 1, buffers[1], buffers[2])
-        return pc.if_else(pc.equal(text, ""), pa.scalar(None, pa.string()), text)
+        rows = len(offsets) - 1
+        text = pa.StringArray.from_buffers(rows, pa.py_buffer(offsets.tobytes()), pa.py_buffer(data.tobytes()))
+        known: Array = compute.if_else(offsets[1:] == offsets[:-1], pa.scalar(None, pa.string()), text)
+        return known
     reals = np.array(slab.reals(index))
     missing = np.isnan(reals)
     if kind == "boolean":
-        return pa.array(reals == 1, mask=missing)
+        flags: Array = pa.array(reals == 1, mask=missing)
+        return flags
     return pa.array(reals, mask=missing)
-
-
-def names_of(columns: Sequence[str]) -> str:
-    """Column names for a message, shortened."""
-    return ", ".join(map(repr, columns[:20])) + (", ..." if len(columns) > 20 else "")

@@ -1,14 +1,16 @@
 """Bounded summaries of an endless column, from which ops are fitted. Deterministic: the same rows give the same bits.
 
-`Sample` keeps the values of the rows whose hashed row numbers are smallest (bottom-k sampling): a uniform sample without
-replacement that does not depend on how the rows were cut into batches, and the whole column while it is not full. With 32,768
-values the rank of a sampled quantile is off by 0.3 % of the rows (one standard deviation at the median). Alternative turned
-down: a quantile sketch (KLL, GK): tighter ranks per byte, but it can only answer ranks, while ops after a fitted op need values.
+`Sample` keeps the values of the rows whose hashed row numbers are smallest (bottom-k sampling): a uniform sample
+without replacement that does not depend on how the rows were cut into batches, and the whole column while it is not
+full. With 32,768 values the rank of a sampled quantile is off by 0.3 % of the rows (one standard deviation at the
+median). Alternative turned down: a quantile sketch (KLL, GK): tighter ranks per byte, but it can only answer ranks,
+while ops after a fitted op need values.
 """
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -102,8 +104,8 @@ class Moments:
 
 
 class Frequencies:
-    """How often each category occurs. Exact up to `limit` distinct values; beyond, the rarest half is forgotten each time that
-    the limit is passed, so the counts of values that were rare for long are lower bounds."""
+    """How often each category occurs. Exact up to `limit` distinct values; beyond, the rarest half is forgotten each
+    time that the limit is passed, so the counts of values that were rare for long are lower bounds."""
 
     def __init__(self, limit: int = DISTINCT_LIMIT) -> None:
         self._limit = limit
@@ -113,12 +115,11 @@ class Frequencies:
         """Adds a batch's known values."""
         if isinstance(values, np.ndarray):
             unique, numbers = np.unique(values, return_counts=True)
-            keys: list[int | str] = unique.tolist()
-            counts = numbers.tolist()
+            pairs: list[tuple[int | str, int]] = list(zip(unique.tolist(), numbers.tolist(), strict=True))
         else:
-            counted = pc.value_counts(values)
-            keys, counts = counted.field(0).to_pylist(), counted.field(1).to_pylist()
-        for key, count in zip(keys, counts, strict=True):
+            counted: Any = pc.value_counts(values)
+            pairs = list(zip(counted.field(0).to_pylist(), counted.field(1).to_pylist(), strict=True))
+        for key, count in pairs:
             self._counts[key] = self._counts.get(key, 0) + count
         if len(self._counts) > self._limit:
             self._counts = dict(self._ordered()[: self._limit // 2])

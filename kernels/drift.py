@@ -1,0 +1,285 @@
+"""Drift: a window of production against a reference, feature by feature, from sketches alone.
+
+`compare` is the arithmetic; `DriftMonitor` is the policy over it: a pure state machine that is shown one window after
+another. A feature drifts in a window when its p-value, adjusted over all features (Benjamini-Hochberg), is at most
+alpha *and* its effect (PSI) is at least min_effect; it alarms when it has drifted in `persistence` windows in a row.
+Neither alone would do: at small n effects are large by chance, and at large n everything is significant.
+
+A feature's p-value is that of the chi-square test over its bins, with missing (and, for categories, unseen) as bins of
+their own; for an ordered feature twice the smaller of it and the Kolmogorov-Smirnov p-value (Bonferroni over the two).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+from trimtab.kernels import canonical, divergences
+from trimtab.kernels.divergences import Counts
+from trimtab.kernels.errors import ProgramError, SketchError
+from trimtab.kernels.operations import number
+from trimtab.kernels.sketch import FieldSummary, Sketch
+from trimtab.kernels.sketch_spec import CategoryField
+
+__all__ = ["DriftMonitor", "DriftWindow", "FeatureDrift", "FeatureStatistics", "Statistic", "compare"]
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Statistic:
+    """One statistic: psi, jensen_shannon, ks, wasserstein or chi_square. value: in its own unit. effect: comparable
+    between features (psi itself, Jensen-Shannon distance, KS distance, Wasserstein over the reference's deviation,
+    Cramér's V)."""
+
+    name: str
+    value: float
+    effect: float
+    p_value: float
+
+
+@dataclass(frozen=True)
+class FeatureStatistics:
+    """A feature of the window against the reference. effect: the PSI. Categories have no ks and no wasserstein."""
+
+    feature: str
+    rows: int
+    reference_rows: int
+    statistics: tuple[Statistic, ...]
+    p_value: float
+    effect: float
+    missing_rate: float
+    reference_missing_rate: float
+    unseen_rate: float
+    reference_unseen_rate: float
+
+
+@dataclass(frozen=True)
+class FeatureDrift:
+    """What the monitor says of a feature in one window. persistence: windows in a row, this one included, with
+    drift."""
+
+    feature: str
+    statistics: tuple[Statistic, ...]
+    p_value: float
+    effect: float
+    missing_rate: float
+    reference_missing_rate: float
+    unseen_rate: float
+    reference_unseen_rate: float
+    adjusted_p_value: float
+    persistence: int
+    alarm: bool
+
+
+@dataclass(frozen=True)
+class DriftWindow:
+    """One window's report. window: its number, from 1. start_us, end_us: data time, µs UTC. The prediction comes
+    last."""
+
+    window: int
+    start_us: int
+    end_us: int
+    rows: int
+    reference_rows: int
+    features: tuple[FeatureDrift, ...]
+
+    @property
+    def alarms(self) -> tuple[str, ...]:
+        """Names of the features that alarm."""
+        return tuple(feature.feature for feature in self.features if feature.alarm)
+
+    def to_json(self) -> str:
+        """Canonical JSON, one line."""
+        return canonical.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> DriftWindow:
+        """The window that `to_json` wrote. Raises ProgramError."""
+        items = canonical.loads(text, "drift window")
+        canonical.as_object(items, "drift window", frozenset(cls.__dataclass_fields__))
+        features = tuple(_feature_from_json(value) for value in canonical.as_list(items["features"], "features"))
+        whole = {key: _whole(items[key], key) for key in ("window", "start_us", "end_us", "rows", "reference_rows")}
+        return cls(**whole, features=features)
+
+
+def compare(reference: Sketch, window: Sketch) -> list[FeatureStatistics]:
+    """Statistics of every feature, then of the prediction (named `prediction`). Raises SketchError where the specs
+    differ."""
+    if reference.spec is not window.spec and reference.spec.hash != window.spec.hash:
+        raise SketchError("drift: the window's sketch has another spec than the reference's")
+    pairs = zip((*reference.fields, reference.prediction), (*window.fields, window.prediction), strict=True)
+    return [_compare_field(before, now) for before, now in pairs]
+
+
+class DriftMonitor:
+    """Watches windows against a reference. Pure: the same windows give the same reports; nothing is read or written.
+
+    alpha: share of false drifts to live with. min_effect: least PSI that counts. persistence: windows in a row for an
+    alarm.
+    """
+
+    def __init__(self, reference: Sketch, alpha: float, min_effect: float, persistence: int) -> None:
+        self.reference = reference
+        self.alpha = alpha
+        self.min_effect = min_effect
+        self.persistence = persistence
+        self.windows = 0
+        self._in_a_row = [0] * (len(reference.spec.fields) + 1)
+
+    def observe(self, window: Sketch, start_us: int, end_us: int) -> DriftWindow:
+        """The report on the next window. Raises SketchError for another spec, and has not counted the window then."""
+        features = compare(self.reference, window)
+        adjusted = divergences.benjamini_hochberg([feature.p_value for feature in features])
+        reports: list[FeatureDrift] = []
+        for i, (feature, p_value) in enumerate(zip(features, adjusted, strict=True)):
+            drifts = p_value <= self.alpha and feature.effect >= self.min_effect
+            self._in_a_row[i] = self._in_a_row[i] + 1 if drifts else 0
+            reports.append(
+                FeatureDrift(
+                    feature=feature.feature,
+                    statistics=feature.statistics,
+                    p_value=feature.p_value,
+                    effect=feature.effect,
+                    missing_rate=feature.missing_rate,
+                    reference_missing_rate=feature.reference_missing_rate,
+                    unseen_rate=feature.unseen_rate,
+                    reference_unseen_rate=feature.reference_unseen_rate,
+                    adjusted_p_value=p_value,
+                    persistence=self._in_a_row[i],
+                    alarm=self._in_a_row[i] >= self.persistence,
+                )
+            )
+        self.windows += 1
+        return DriftWindow(self.windows, start_us, end_us, window.rows, self.reference.rows, tuple(reports))
+
+    def to_json(self) -> str:
+        """The state without the reference, which is stored with the version."""
+        return canonical.dumps(
+            {
+                "format": FORMAT,
+                "reference": self._reference_hash(),
+                "alpha": self.alpha,
+                "min_effect": self.min_effect,
+                "persistence": self.persistence,
+                "windows": self.windows,
+                "in_a_row": self._in_a_row,
+            }
+        )
+
+    @classmethod
+    def from_json(cls, text: str, reference: Sketch) -> DriftMonitor:
+        """The monitor that `to_json` wrote, given the same reference. Raises ProgramError on other text or another
+        reference."""
+        items = canonical.loads(text, "drift monitor")
+        keys = {"format", "reference", "alpha", "min_effect", "persistence", "windows", "in_a_row"}
+        canonical.as_object(items, "drift monitor", frozenset(keys))
+        if items["format"] != FORMAT:
+            raise ProgramError(f"drift monitor: expected format {FORMAT}")
+        alpha, effect = (number(items[key], f"drift monitor: {key}") for key in ("alpha", "min_effect"))
+        monitor = cls(reference, alpha, effect, _whole(items["persistence"], "persistence"))
+        if items["reference"] != monitor._reference_hash():
+            raise ProgramError("drift monitor: the state belongs to another reference")
+        monitor.windows = _whole(items["windows"], "windows")
+        in_a_row = [_whole(value, "in_a_row") for value in canonical.as_list(items["in_a_row"], "in_a_row")]
+        if len(in_a_row) != len(monitor._in_a_row):
+            raise ProgramError("drift monitor: expected one count a feature and one for the prediction")
+        monitor._in_a_row = in_a_row
+        return monitor
+
+    def _reference_hash(self) -> str:
+        return canonical.digest(f"{self.reference.spec.hash} {self.reference.counts.tobytes().hex()}")
+
+
+def _compare_field(before: FieldSummary, now: FieldSummary) -> FeatureStatistics:
+    ordered = not isinstance(before.field, CategoryField)
+    a, b = (summary.buckets.astype(np.float64) for summary in (before, now))
+    bins = divergences.pool(*(_with_absent(summary) for summary in (before, now)), ordered=ordered)
+    psi, psi_p = divergences.psi(*bins)
+    jsd, distance, jsd_p = divergences.jensen_shannon(*bins)
+    chi, cramer, chi_p = divergences.chi_square(*bins)
+    statistics = [Statistic("psi", psi, psi, psi_p), Statistic("jensen_shannon", jsd, distance, jsd_p)]
+    p_value = chi_p
+    if ordered:
+        ks, ks_p = divergences.ks(a, b)
+        moved, moved_p = divergences.wasserstein(a, b, _middles(before, now))
+        statistics.append(Statistic("ks", ks, ks, ks_p))
+        statistics.append(Statistic("wasserstein", moved, _in_deviations(moved, before, now), moved_p))
+        p_value = min(1.0, 2 * min(chi_p, ks_p))
+    statistics.append(Statistic("chi_square", chi, cramer, chi_p))
+    return FeatureStatistics(
+        before.field.name,
+        now.rows,
+        before.rows,
+        tuple(statistics),
+        p_value,
+        psi,
+        now.missing_rate,
+        before.missing_rate,
+        now.unseen_rate,
+        before.unseen_rate,
+    )
+
+
+def _with_absent(summary: FieldSummary) -> Counts:
+    # A number out of the training range is in a bucket already; an unseen category is in none.
+    absent = [summary.missing, summary.unseen] if isinstance(summary.field, CategoryField) else [summary.missing]
+    return np.concatenate([summary.buckets.astype(np.float64), absent])
+
+
+def _middles(before: FieldSummary, now: FieldSummary) -> Counts:
+    """Where a bucket's mass is placed: its middle. The outer buckets reach to the extremes, or one span of the edges
+    far, so that one absurd value does not decide the distance."""
+    assert not isinstance(before.field, CategoryField)
+    edges = np.asarray(before.field.edges, np.float64)
+    if not len(edges):
+        return np.zeros(1)
+    extremes = [x for s in (before, now) for x in (s.minimum, s.maximum) if not np.isnan(x)]
+    low, high = min([*extremes, edges[0]]), max([*extremes, edges[-1]])
+    span = edges[-1] - edges[0]
+    if span:
+        low, high = max(low, edges[0] - span), min(high, edges[-1] + span)
+    bounds = np.concatenate([[low], edges, [high]])
+    return np.asarray((bounds[1:] + bounds[:-1]) / 2, np.float64)
+
+
+def _in_deviations(distance: float, before: FieldSummary, now: FieldSummary) -> float:
+    """A Wasserstein distance over the reference's standard deviation, or where it has none over the range of both."""
+    deviation = float(np.sqrt(before.variance)) if before.variance > 0 else 0.0
+    if not deviation:
+        deviation = float(np.nanmax([before.maximum, now.maximum, 0.0]) - np.nanmin([before.minimum, now.minimum, 0.0]))
+    return distance / deviation if deviation else 0.0
+
+
+def _whole(value: object, what: str) -> int:
+    return canonical.as_integer(value, what, -(1 << 63), (1 << 63) - 1)
+
+
+def _feature_from_json(value: object) -> FeatureDrift:
+    items = canonical.as_object(value, "feature", frozenset(FeatureDrift.__dataclass_fields__))
+    if not isinstance(items["alarm"], bool):
+        raise ProgramError("feature: alarm is not a boolean")
+    rates: Sequence[str] = (
+        "p_value",
+        "effect",
+        "missing_rate",
+        "reference_missing_rate",
+        "unseen_rate",
+        "reference_unseen_rate",
+        "adjusted_p_value",
+    )
+    return FeatureDrift(
+        feature=canonical.as_text(items["feature"], "feature"),
+        statistics=tuple(_statistic_from_json(s) for s in canonical.as_list(items["statistics"], "statistics")),
+        persistence=_whole(items["persistence"], "persistence"),
+        alarm=items["alarm"],
+        **{key: number(items[key], key) for key in rates},
+    )
+
+
+def _statistic_from_json(value: object) -> Statistic:
+    items = canonical.as_object(value, "statistic", frozenset(Statistic.__dataclass_fields__))
+    numbers = {key: number(items[key], key) for key in ("value", "effect", "p_value")}
+    return Statistic(name=canonical.as_text(items["name"], "statistic"), **numbers)
