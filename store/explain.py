@@ -94,7 +94,7 @@ def _locate(
             path.append(key)
         key, field = part, known_fields(model).get(part)
     nested = _nested(field) if field is not None else None
-    if nested is not None and isinstance(value, Mapping):
+    if nested is not None and isinstance(value, Mapping) and (isinstance(loc[-1], int) or not _is_list(field)):
         # The problem is with the section as a whole.
         path.append(key)
         listed, key, field = _is_list(field), "", None

@@ -111,4 +111,4 @@ def _comment(text: str | None) -> list[str]:
 
 
 def _key(key: str) -> str:
-    return key if key.isascii() and key.replace("_", "").replace("-", "").isalnum() else json.dumps(key)
+    return key if key.isascii() and key.replace("_", "").replace("-", "").isalnum() else toml_value(key)
