@@ -81,7 +81,8 @@ Parameter parse_entry(std::string_view message) {
         } else if (tag.field == entry::value && tag.kind == Kind::length) {
             parse_choice(reader.bytes(), parameter);
         } else {
-            reader.skip(tag.kind);
+            // Protobuf's own implementations disagree whether such an entry is in the map; no writer makes one.
+            wire::fail("a map entry with an unknown field");
         }
     }
     return parameter;

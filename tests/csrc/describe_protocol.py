@@ -1,4 +1,6 @@
-"""Print the descriptors of the inference protocol as JSON. Run as a script: two copies of the package clash in one process.
+"""Print the descriptors of the inference protocol as JSON.
+
+Run as a script: two copies of the package clash in one process.
 
 usage: describe_protocol.py MODULE...     the _pb2 modules to describe
 """

@@ -16,7 +16,7 @@ MISSING = -(2**63)
 
 
 def column(kind: str, values: list[Any]) -> Any:
-    """A column as append_columns takes it; strings with other bytes before and after, as in a slice of an Arrow array."""
+    """A column as append_columns takes it; strings with other bytes around, as in a slice of an Arrow array."""
     if kind in ("real", "boolean"):
         return np.array(values, np.float32)
     if kind == "integer":

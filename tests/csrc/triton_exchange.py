@@ -1,7 +1,7 @@
 """One call of the unmodified tritonclient to a server that answers with the bytes on stdin.
 
-Prints as JSON the bytes that the client sent and what it made of the answer. Run as a script: tritonclient's descriptors clash
-with ours in one process.
+Prints as JSON the bytes that the client sent and what it made of the answer. Run as a script: tritonclient's
+descriptors clash with ours in one process.
 """
 
 import json
