@@ -138,7 +138,8 @@ class Task:
             truth = np.where(positive, given[:, 0], 1.0 - given[:, 0])
         else:
             truth = given[np.arange(len(labels)), np.asarray(labels, dtype=np.int64)]
-        return -np.log(np.clip(truth, MIN_PROBABILITY, 1.0))
+        losses: NDArray[np.float64] = -np.log(np.clip(truth, MIN_PROBABILITY, 1.0))
+        return losses
 
     # --- labels
 
@@ -230,6 +231,6 @@ def _texts(value: object) -> list[str]:
         number = float(value)
         return [repr(number), _numeral(number)] if math.isfinite(number) else []
     text = str(value)
-    number = _number(text)
+    numeral = _number(text)
     lower = [text.lower()] if text.lower() in ("true", "false") else []
-    return [text, *lower] + ([] if number is None else [_numeral(number)])
+    return [text, *lower] + ([] if numeral is None else [_numeral(numeral)])

@@ -180,7 +180,7 @@ def training_table(
     table: pa.Table,
     model: ModelSettings,
     *,
-    labels: pa.ChunkedArray | pa.Array | None = None,
+    labels: pa.ChunkedArray[Any] | pa.Array[Any] | None = None,
     weights: NDArray[np.float32] | None = None,
     time_us: NDArray[np.int64] | None = None,
 ) -> TrainingTable:
@@ -203,9 +203,9 @@ def training_table(
         raise RowsUnfit(f"no row of {len(table)} has a label that the task knows; {column!r} starts with {sample}")
     kept = np.flatnonzero(known)
     if len(kept) < len(table):
-        table = table.take(pa.array(kept))
+        table = table.filter(pa.array(known))
     ones = np.ones(len(kept), dtype=np.float32) if weights is None else np.asarray(weights, dtype=np.float32)[kept]
-    slab = slab_from_arrow(with_keys_as_text(table, model), model.schema())
+    slab = slab_from_arrow(with_keys_as_text(table, model), model.request_schema())
     return TrainingTable(slab, encoded[kept], ones, times[kept], int(len(known) - len(kept)))
 
 
@@ -221,12 +221,10 @@ def with_keys_as_text(table: pa.Table, model: ModelSettings) -> pa.Table:
 
 
 def encode_column(
-    labels: pa.ChunkedArray | pa.Array, task: Task, *, absent_means: str = "unknown"
+    labels: pa.ChunkedArray[Any] | pa.Array[Any], task: Task, *, absent_means: str = "unknown"
 ) -> tuple[NDArray[Any], NDArray[np.bool_]]:
     """([n] encoded labels, [n] whether each is known) of a column of any scalar type."""
-    array = labels.combine_chunks() if isinstance(labels, pa.ChunkedArray) else labels
-    if isinstance(array, pa.ChunkedArray):
-        array = pa.concat_arrays(array.chunks)
+    array: Any = pa.concat_arrays(labels.chunks) if isinstance(labels, pa.ChunkedArray) else labels
     if not pa.types.is_dictionary(array.type):
         array = array.dictionary_encode()
     # Each distinct value is read once; a null's index is null.

@@ -23,4 +23,5 @@ def draw(generator: np.random.Generator, rows: int, batch: int, half_life: float
     spread = -np.expm1(-rows / half_life * np.log(2.0))
     ages = np.floor(-half_life * np.log2(1.0 - chance * spread))
     ages[:replayed] = np.floor(chance[:replayed] * rows)
-    return rows - 1 - np.clip(ages, 0, rows - 1).astype(np.int64)
+    positions: NDArray[np.int64] = rows - 1 - np.clip(ages, 0, rows - 1).astype(np.int64)
+    return positions
