@@ -49,10 +49,10 @@ def pool(a: Counts, b: Counts, *, ordered: bool) -> tuple[Counts, Counts]:
     if held < EXPECTED and group:
         groups[groups == group] = group - 1
     bins = int(groups.max()) + 1
-    return (
-        np.bincount(groups, weights=a[order], minlength=bins),
-        np.bincount(groups, weights=b[order], minlength=bins),
-    )
+    joined_a, joined_b = np.zeros(bins), np.zeros(bins)
+    np.add.at(joined_a, groups, a[order])
+    np.add.at(joined_b, groups, b[order])
+    return joined_a, joined_b
 
 
 def chi_square(a: Counts, b: Counts) -> tuple[float, float, float]:

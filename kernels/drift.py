@@ -15,7 +15,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
-
 from trimtab.kernels import canonical, divergences
 from trimtab.kernels.divergences import Counts
 from trimtab.kernels.errors import ProgramError, SketchError
@@ -122,6 +121,8 @@ class DriftMonitor:
     """
 
     def __init__(self, reference: Sketch, alpha: float, min_effect: float, persistence: int) -> None:
+        if persistence < 1:
+            raise ProgramError(f"drift monitor: expected a persistence of at least 1, got {persistence}")
         self.reference = reference
         self.alpha = alpha
         self.min_effect = min_effect

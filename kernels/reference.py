@@ -67,7 +67,8 @@ def real_op(op: Operation, x: Reals) -> Reals:
         case ops.QuantileNormal():
             if not op.knots:
                 return np.where(np.isnan(x), np.nan, 0.0)
-            p = np.interp(x, op.knots, op.probabilities)
+            # With one knot np.interp answers for NaN, too.
+            p = np.where(np.isnan(x), np.nan, np.interp(x, op.knots, op.probabilities))
             return np.asarray(ndtri(np.clip(p, 1e-7, 1 - 1e-7)), np.float64)
     raise TypeError(f"{op.op} is not a real op")
 
