@@ -53,7 +53,7 @@ def columns(count: int, seed: int) -> dict[str, list[Any]]:
 def make_rows(count: int, seed: int = 0, *, time_us: int = 0, width: int = 1) -> Rows:
     """`count` requests of one row each, at data times time_us, time_us + 1, ..."""
     slab = Slab(SCHEMA)
-    slab.append_columns([_storage(column) for column in columns(count, seed).values()])
+    slab.append_columns([_storage(SCHEMA.types[i], column) for i, column in enumerate(columns(count, seed).values())])
     ids = np.frombuffer(b"".join(new_request_id() for _ in range(count)), np.uint8).reshape(count, 16)
     random = np.random.default_rng(seed)
     return Rows(
@@ -65,13 +65,12 @@ def make_rows(count: int, seed: int = 0, *, time_us: int = 0, width: int = 1) ->
     )
 
 
-def _storage(column: list[Any]) -> Any:
+def _storage(kind: str, column: list[Any]) -> Any:
     """A column as slabs store it."""
-    present = next((value for value in column if value is not None), 0.0)
-    if isinstance(present, str):
+    if kind == "string":
         encoded = [(value or "").encode() for value in column]
         offsets = np.cumsum([0, *map(len, encoded)]).astype(np.int32)
         return offsets, np.frombuffer(b"".join(encoded), np.uint8)
-    if isinstance(present, int) and not isinstance(present, bool):
+    if kind == "integer":
         return np.array([-(1 << 63) if value is None else value for value in column], np.int64)
     return np.array([np.nan if value is None else value for value in column], np.float32)
