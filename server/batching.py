@@ -7,13 +7,14 @@ version, so the alias' lane and the live version's own lane are drained together
 resolved when the batch forms, not when the request came.
 
   full     at max_batch_size rows a batch goes at once, and at a preferred size as well;
-  delay    otherwise it goes when its oldest request has waited max_queue_delay_microseconds, but never later than half of
-           the time that any of its requests has in all: waiting for company must not cost a request its deadline;
+  delay    otherwise it goes when its oldest request has waited max_queue_delay_microseconds, but never later than
+           half of the time that any of its requests has in all: waiting for company must not cost a request its
+           deadline;
   large    a request of more than max_batch_size rows is a batch by itself (the engine runs it in chunks);
   expiry   requests whose deadline has passed, and cancelled ones, are taken out before they can be computed.
 
-Turned down: a heap of deadlines (two heap operations a request, to find out in most cases that nothing expired). The queue
-keeps the soonest deadline that it has seen instead, and looks through the lanes only once that has passed.
+Turned down: a heap of deadlines (two heap operations a request, to find out in most cases that nothing expired). The
+queue keeps the soonest deadline that it has seen instead, and looks through the lanes only once that has passed.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
 """The compute thread of a device: takes what is queued, forms one batch at a time, computes it. Serves all engines.
 
-Requests arrive through a SimpleQueue, which needs no lock of ours and wakes the thread. The queues proper belong to this
-thread, so that the batching policy sees a still picture. Among engines that could run, the one whose oldest request has waited
-longest goes first.
+Requests arrive through a SimpleQueue, which needs no lock of ours and wakes the thread. The queues proper belong to
+this thread, so that the batching policy sees a still picture. Among engines that could run, the one whose oldest
+request has waited longest goes first.
 
-Tasks (`run_between_batches`) go the same way and run between two batches, in order with the requests sent before them: a
-barrier, and the place where other threads may touch what this one owns.
+Tasks (`run_between_batches`) go the same way and run between two batches, in order with the requests sent before
+them: a barrier, and the place where other threads may touch what this one owns.
 """
 
 from __future__ import annotations
@@ -110,7 +110,8 @@ class ComputeThread:
             return
 
     def _step(self) -> int:
-        """Runs one batch, if there is one to run. Returns when to look again: 0 at once, NEVER on arrival only, else ns."""
+        """Runs one batch, if there is one to run. Returns when to look again: 0 at once, NEVER on arrival only, else
+        ns."""
         wait_until = NEVER
         for engine in sorted(self._engines, key=_oldest) if len(self._engines) > 1 else self._engines:
             if engine.oldest == NEVER:

@@ -2,12 +2,12 @@
 
 Threads and ownership:
   loop      `submit` checks and admits a request, and hands it to the compute thread's inbox.
-  compute   `add`, `decide`, `run` own the queue, the slab, the drift sketch and the counts. A batch reads which version is
-            live once, in `decide`, and is computed, answered and captured with that one.
+  compute   `add`, `decide`, `run` own the queue, the slab, the drift sketch and the counts. A batch reads which
+            version is live once, in `decide`, and is computed, answered and captured with that one.
   swap      `install` replaces the table of loaded versions as a whole; the next batch sees it.
 
-There is no lock. How much waits is the difference of two counters, each with one writer (loop, compute). The table is never
-changed in place. Answers go back with one call_soon_threadsafe a batch.
+There is no lock. How much waits is the difference of two counters, each with one writer (loop, compute). The table is
+never changed in place. Answers go back with one call_soon_threadsafe a batch.
 
 Answers leave before the rows go to the capture writer: a client does not wait for it. Whoever needs the captures of
 everything that was answered goes through the compute thread first (ComputeThread.run_between_batches).
@@ -120,7 +120,7 @@ class Engine:
         self._window: _Window | None = None
         self._batches_until_recent = 0
 
-    # --- any thread -----------------------------------------------------------------------------------------------------
+    # --- any thread
 
     @property
     def table(self) -> Table:
@@ -143,7 +143,7 @@ class Engine:
         """From the next batch on, `live` answers; `loaded` may be asked for by number. Called by the swap alone."""
         self._table = Table(live, MappingProxyType(dict(loaded)))
 
-    # --- the loop -------------------------------------------------------------------------------------------------------
+    # --- the loop
 
     def submit(self, decoded: InferRequest, size: int, remaining: float | None) -> Request:
         """Checks a request of `size` bytes with `remaining` seconds to live, admits it and queues it.
@@ -195,7 +195,7 @@ class Engine:
                 raise InvalidRequest(f"output {name!r}: expected one of {known}")
         return names
 
-    # --- the compute thread ---------------------------------------------------------------------------------------------
+    # --- the compute thread
 
     def add(self, request: Request) -> None:
         """Queues a request from the inbox."""
@@ -339,7 +339,8 @@ class Engine:
             self._slab = Slab(self.schema)
 
     def _window_of(self, version: LoadedVersion) -> _Window | None:
-        """The window that a batch of this version counts in: only the live version's do, for its predictions are watched."""
+        """The window that a batch of this version counts in: only the live version's do, for its predictions are
+        watched."""
         if self._on_window is None or version is not self.table.live:
             return None
         spec = version.program.sketch

@@ -8,6 +8,7 @@ ServerError                 INTERNAL
 ├── Draining                UNAVAILABLE          the server is starting or stopping; try another one
 ├── Denied                  PERMISSION_DENIED    this caller may not do that
 ├── Unfit                   FAILED_PRECONDITION  a version that must not serve, and why
+├── NoTrainer               FAILED_PRECONDITION  what was asked for needs a trainer, and none runs here
 ├── Unsupported             UNIMPLEMENTED        a method or feature that this server does not have
 ├── BatchFailed             INTERNAL             computing the batch failed; the message has the reason
 └── StartError              (no status)          the server cannot start: one line for the person, exit code 1
@@ -27,6 +28,7 @@ __all__ = [
     "Denied",
     "Draining",
     "InvalidRequest",
+    "NoTrainer",
     "NotFound",
     "QueueFull",
     "ServerError",
@@ -81,6 +83,12 @@ class Denied(ServerError):
 
 class Unfit(ServerError):
     """A version that must not go live."""
+
+    code = "FAILED_PRECONDITION"
+
+
+class NoTrainer(ServerError):
+    """This server runs without a trainer."""
 
     code = "FAILED_PRECONDITION"
 

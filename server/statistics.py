@@ -1,7 +1,7 @@
 """What serving counts: plain numbers that the compute thread alone writes and anybody may read.
 
-No locks: each number has one writer, and a reader that sees a count one request older than another does no harm. Rendering
-to Prometheus (metrics.py) and to ModelStatistics happens on reading.
+No locks: each number has one writer, and a reader that sees a count one request older than another does no harm.
+Rendering to Prometheus (metrics.py) and to ModelStatistics happens on reading.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 
 __all__ = ["LATENCY_BOUNDS", "SIZE_BOUNDS", "Distribution", "ModelCounts", "Stage", "VersionCounts"]
 
-LATENCY_BOUNDS = tuple(base * 10.0**power for power in range(-5, 1) for base in (1.0, 2.5, 5.0)) + (10.0,)
-"""Seconds: 10 µs to 10 s."""
+LATENCY_BOUNDS = (*(base * 10.0**power for power in range(-5, 2) for base in (1.0, 2.5, 5.0)), 100.0)
+"""Seconds: 10 µs to 100 s."""
 SIZE_BOUNDS = tuple(float(1 << power) for power in range(13))
 """Rows: 1 to 4096."""
 
@@ -108,8 +108,8 @@ class ModelCounts:
     def batch(self, version: int, arrived: Sequence[int], rows: int, marks: tuple[int, int, int, int, int]) -> None:
         """Counts a batch that was answered.
 
-        `arrived`: each request's arrival; `marks`: when the batch was begun, read in, computed, encoded and handed back. All
-        in ns on the monotonic clock.
+        `arrived`: each request's arrival; `marks`: when the batch was begun, read in, computed, encoded and handed
+        back. All in ns on the monotonic clock.
         """
         began, read, computed, encoded, answered = marks
         counts = self.versions.get(version)

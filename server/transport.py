@@ -1,14 +1,15 @@
 """What a transport is: it carries calls to handlers, and knows nothing of models.
 
 A transport listens, speaks HTTP/2 and gRPC framing, and calls a service's methods on the asyncio loop. Handlers are the
-same whichever transport carries them: a message (or its raw bytes, where `request` is None) and a Call in, a message (or
-bytes) out, an error of trimtab.server.errors on failure. The transport translates errors to statuses once, here at the edge.
+same whichever transport carries them: a message (or its raw bytes, where `request` is None) and a Call in, a message
+(or bytes) out, an error of trimtab.server.errors on failure. The transport translates errors to statuses once, here
+at the edge.
 
 Ordering: a handler starts on the loop in order of arrival; its answer goes out when it returns. A call that the client
 cancelled, or whose deadline passed, has its handler's task cancelled.
 
-Implementations: `grpcio` (transport_grpcio.py). A native one replaces `ModelInfer` by C++ threads that fill the same queues,
-and passes every other method on to these handlers.
+Implementations: `grpcio` (transport_grpcio.py). A native one replaces `ModelInfer` by C++ threads that fill the same
+queues, and passes every other method on to these handlers.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 from trimtab.server.errors import Unsupported
 
-__all__ = ["Call", "Kind", "Listener", "Method", "Observer", "Service", "Transport", "service"]
+__all__ = ["Call", "Handler", "Kind", "Listener", "Method", "Observer", "Service", "Transport", "service"]
 
 Kind = Literal["unary", "client_stream", "server_stream", "duplex"]
 Handler = Callable[[Any, "Call"], Awaitable[Any] | AsyncIterator[Any]]
@@ -64,7 +65,8 @@ class Service:
 
 @dataclass(frozen=True)
 class Listener:
-    """Where to listen, and what to offer there. `address` is HOST:PORT (port 0: a free one) or unix:PATH (made 0600)."""
+    """Where to listen, and what to offer there. `address` is HOST:PORT (port 0: a free one) or unix:PATH (made
+    0600)."""
 
     address: str
     services: tuple[Service, ...] = field(default=())
@@ -77,6 +79,7 @@ class Transport(Protocol):
 
     async def start(self, listeners: Sequence[Listener]) -> list[str]:
         """Binds all listeners and returns their addresses as bound. Raises StartError."""
+        ...
 
     async def drained(self) -> None:
         """Returns when no call of an `accepted` method is under way."""
@@ -86,7 +89,11 @@ class Transport(Protocol):
 
 
 def service(
-    descriptor: ServiceDescriptor, handlers: dict[str, Handler], *, raw: Sequence[str] = (), accepted: Sequence[str] = ()
+    descriptor: ServiceDescriptor,
+    handlers: dict[str, Handler],
+    *,
+    raw: Sequence[str] = (),
+    accepted: Sequence[str] = (),
 ) -> Service:
     """The service of a protobuf descriptor. Methods without a handler answer UNIMPLEMENTED and say so.
 

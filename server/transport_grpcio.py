@@ -1,9 +1,11 @@
-"""The reference transport: grpc.aio with generic handlers, one grpc server per listener, all on the running asyncio loop.
+"""The reference transport: grpc.aio with generic handlers, one grpc server per listener, all on the running asyncio
+loop.
 
 Raw methods get no (de)serialiser, so that a ModelInfer's bytes go from HTTP/2 to the native decoder untouched.
 
-Binding: gRPC's own error for a taken port is a line of C++ on stderr and a RuntimeError without a reason. So the address is
-bound once here first, which gives the system's reason; SO_REUSEPORT is switched off, else two servers would share a port.
+Binding: gRPC's own error for a taken port is a line of C++ on stderr and a RuntimeError without a reason. So the
+address is bound once here first, which gives the system's reason; SO_REUSEPORT is switched off, else two servers
+would share a port.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """GRPCInferenceService: ModelInfer on raw bytes, and what a client may ask about the server and its models.
 
-ModelInfer makes no protobuf object: the native decoder reads the message in place, the answer comes encoded from the compute
-thread. What is not implemented here answers UNIMPLEMENTED, and is not among the `extensions` of ServerMetadata.
+ModelInfer makes no protobuf object: the native decoder reads the message in place, the answer comes encoded from the
+compute thread. What is not implemented here answers UNIMPLEMENTED, and is not among the `extensions` of
+ServerMetadata.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from trimtab.server.engine import Engine
 from trimtab.server.errors import Draining, NotFound
 from trimtab.server.served import Registry
 from trimtab.server.statistics import Stage, VersionCounts
-from trimtab.server.transport import Call, Service, service
+from trimtab.server.transport import Call, Handler, Service, service
 
 __all__ = ["InferenceServicer"]
 
@@ -40,7 +41,7 @@ class InferenceServicer:
 
     def service(self) -> Service:
         """The service, for a listener."""
-        handlers = {
+        handlers: dict[str, Handler] = {
             "ModelInfer": self.infer,
             "ServerLive": self.server_live,
             "ServerReady": self.server_ready,
@@ -66,7 +67,8 @@ class InferenceServicer:
         try:
             return await request.future
         except asyncio.CancelledError:
-            # The client went away or its deadline passed: if the batch is not formed yet, it forms without this request.
+            # The client went away or its deadline passed: if the batch is not formed yet, it forms without this
+            # request.
             request.cancelled = True
             raise
 

@@ -1,0 +1,357 @@
+"""The serving process: what it is made of, in which order it starts, and in which it stops.
+
+    loop (uvloop)   transport and servicers, HTTP, channel and supervisor of the trainer
+    compute thread  batches: columns, model, answers
+    a thread each   capture writer, label store, drift, stage, flip (per model)
+    a process       the trainer
+
+Start: lock the state → HTTP port (not ready yet) → models → compute → gRPC and the admin socket → trainer → ready.
+
+Stop, on SIGTERM or SIGINT, in all at most drain_seconds (plus a moment to end processes by force):
+  1. readiness false, health NOT_SERVING; new requests get UNAVAILABLE
+  2. accepted requests and labels are answered
+  3. the public port closes
+  4. captures are sealed, labels committed, drift windows recorded
+  5. the trainer is told, and leaves
+  6. admin socket and HTTP close; the lock goes
+A second signal ends the process at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import json
+import logging
+import os
+import signal
+import sys
+import time
+
+import torch
+import uvloop
+from trimtab.kernels.errors import KernelError
+from trimtab.models.errors import ModelError
+from trimtab.models.tasks import Task
+from trimtab.protos.v1 import trimtab_pb2 as pb
+from trimtab.server.advance import Advancer
+from trimtab.server.channel import TrainerChannel
+from trimtab.server.compute import ComputeThread
+from trimtab.server.drift import DriftWatch
+from trimtab.server.engine import Engine
+from trimtab.server.errors import ServerError, StartError
+from trimtab.server.events import EventBus
+from trimtab.server.http import HttpServer
+from trimtab.server.metrics import Metrics
+from trimtab.server.runtime import Address, StateLock, admin_path, remove_address, write_address
+from trimtab.server.served import Model, Registry
+from trimtab.server.servicers.drift import DriftServicer
+from trimtab.server.servicers.feedback import FeedbackServicer
+from trimtab.server.servicers.health import Health, reflection
+from trimtab.server.servicers.inference import InferenceServicer
+from trimtab.server.servicers.lifecycle import LifecycleServicer
+from trimtab.server.supervisor import Supervisor
+from trimtab.server.swap import Swap
+from trimtab.server.transport import Listener, Service, Transport
+from trimtab.server.transport_grpcio import GrpcioTransport
+from trimtab.store.captures import CaptureWriter
+from trimtab.store.errors import StoreError
+from trimtab.store.labels import LabelStore
+from trimtab.store.live import LiveStore
+from trimtab.store.project import Project
+from trimtab.store.segment import SegmentInfo
+from trimtab.store.settings import ModelSettings
+from trimtab.store.versions import VersionStore
+
+__all__ = ["NO_TRAINER", "Server", "serve"]
+
+NO_TRAINER = "TRIMTAB_NO_TRAINER"
+"""Set to anything but 0 or empty: no trainer is started, whatever the project says."""
+
+_log = logging.getLogger(__name__)
+_PUBLIC, _ADMIN = 0, 1
+# Messages of the largest size that may wait per model; more smaller ones, up to max_queue_size.
+_QUEUED_MESSAGES = 8
+_MOMENT = 0.5
+
+
+def serve(
+    project: Project,
+    *,
+    grpc_port: int | None = None,
+    http_port: int | None = None,
+    transport: str | None = None,
+    device: str | None = None,
+    trainer: bool | None = None,
+    as_json: bool = False,
+) -> int:
+    """Serves the project until a signal ends it; what is None comes from [server]. Returns the exit code.
+
+    Prints one line to stdout when it is ready. Where it cannot start, prints one line to stderr and returns 1.
+    """
+    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s")
+    logging.getLogger("trimtab").setLevel(logging.INFO)
+    settings = project.server.model_copy(
+        update={
+            key: value
+            for key, value in (
+                ("grpc_port", grpc_port),
+                ("http_port", http_port),
+                ("transport", transport),
+                ("device", device),
+                ("trainer", trainer),
+            )
+            if value is not None
+        }
+    )
+    changed = dataclasses.replace(project, server=settings)
+
+    async def main() -> int:
+        return await Server(changed, as_json=as_json).main()
+
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            return runner.run(main())
+    except (ServerError, StoreError, KernelError, ModelError) as error:
+        print(f"trimtab: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
+
+
+class Server:
+    """One process' worth of serving: `main` is `startup`, `run`, `shutdown`. Made on the loop that it runs on."""
+
+    def __init__(self, project: Project, *, as_json: bool = False) -> None:
+        """Makes the parts; nothing runs yet. Raises StartError."""
+        settings = project.server
+        if settings.transport not in ("auto", "grpcio"):
+            raise StartError(f"transport {settings.transport!r} is not built; use auto or grpcio")
+        self._project = project
+        self._settings = settings
+        self._as_json = as_json
+        self._device = _device(settings.device)
+        self._stop = asyncio.Event()
+        self._lock: StateLock | None = None
+        self._announcements: asyncio.Task[None] | None = None
+        self._health: list[Health] = []
+        self._registry = Registry()
+        self._events = EventBus()
+        self._compute = ComputeThread(self._device, settings.threads)
+        self._channel = TrainerChannel(self._on_report, enabled=settings.trainer and not _switched_off())
+        self._supervisor = Supervisor(project.directory, project.state / "trainer.log", self._channel, self._events)
+        self._advancer = Advancer(self._registry, self._compute, self._channel)
+        self._lifecycle = LifecycleServicer(
+            self._registry, self._advancer, self._channel, self._supervisor, self._events
+        )
+        self._metrics = Metrics(self._registry, self._channel, self._lifecycle.trainer_status)
+        self._transport: Transport = GrpcioTransport(
+            max_message_bytes=settings.max_message_bytes, observer=self._metrics.call
+        )
+        self._http = HttpServer(self._registry, self._metrics.registry)
+
+    async def main(self) -> int:
+        """Starts, runs until told to stop, stops. The exit code. Raises StartError, StoreError where it cannot
+        start."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._on_signal)
+        self._lock = StateLock(self._project.state)
+        try:
+            await self.startup()
+            await self.run()
+        finally:
+            drained = await self.shutdown()
+        return 0 if drained else 1
+
+    def _on_signal(self) -> None:
+        if self._stop.is_set():
+            # The trainer dies with this process. Requests under way, and rows that are not on disk, are lost.
+            _log.warning("second signal: ending at once")
+            os._exit(1)
+        self._stop.set()
+
+    # --- startup
+
+    async def startup(self) -> None:
+        """See the module."""
+        settings = self._settings
+        torch.set_num_threads(settings.threads)
+        http = await self._http.startup(settings.host, settings.http_port)
+        for model in self._project.models:
+            await self._add(model)
+        self._compute.startup(list(self._registry.engines.values()))
+        grpc, admin = await self._listen()
+        write_address(self._project.state, Address(os.getpid(), grpc, http, admin))
+        self._registry.started = True
+        for health in self._health:
+            health.set(True)
+        if self._channel.enabled:
+            self._supervisor.startup()
+            if not settings.lockstep:
+                self._announcements = asyncio.create_task(self._advancer.announce(), name="announcements")
+        self._say_ready(grpc, http, admin)
+
+    async def _add(self, settings: ModelSettings) -> None:
+        """Opens what lasts of a model, loads its versions, and makes its engine."""
+        name, paths = settings.name, self._project.model_state(settings.name)
+        news = asyncio.Event()
+        drift = None
+        if settings.drift.enabled:
+            drift = DriftWatch(name, paths.drift, settings.drift, self._events, self._on_drift)
+        captures = self._captures(settings, news) if settings.capture.enabled else None
+        engine = Engine(
+            settings,
+            loop=asyncio.get_running_loop(),
+            inbox=self._compute.inbox,
+            capture=captures,
+            on_window=drift.put if drift is not None else None,
+            max_queue_bytes=_QUEUED_MESSAGES * self._settings.max_message_bytes,
+        )
+        versions, live = VersionStore(paths.versions), LiveStore(paths.live)
+        swap = Swap(engine, versions, live, self._events, device=self._device, threads=self._settings.threads)
+        self._registry.add(Model(settings, engine, swap, captures, LabelStore(paths.labels), drift, news=news))
+        await asyncio.to_thread(swap.startup)
+
+    def _captures(self, settings: ModelSettings, news: asyncio.Event) -> CaptureWriter:
+        loop = asyncio.get_running_loop()
+
+        def sealed(_segment: SegmentInfo) -> None:
+            # On the writer's thread, which may outlive the loop.
+            with contextlib.suppress(RuntimeError):
+                loop.call_soon_threadsafe(news.set)
+
+        def damaged(message: str) -> None:
+            self._events.publish("segment_damaged", settings.name, message)
+
+        return CaptureWriter(
+            self._project.model_state(settings.name).captures,
+            settings.request_schema(),
+            Task.of(settings.task, settings.classes, settings.positive).width,
+            settings.capture,
+            lockstep=self._settings.lockstep,
+            on_damage=damaged,
+            on_sealed=sealed,
+        )
+
+    async def _listen(self) -> tuple[str, str]:
+        public = [
+            InferenceServicer(self._registry).service(),
+            FeedbackServicer(self._registry).service(),
+            DriftServicer(self._registry).service(),
+        ]
+        path = admin_path(self._project.state)
+        listeners = [
+            self._listener(f"{self._settings.host}:{self._settings.grpc_port}", public),
+            self._listener(f"unix:{path}", [self._lifecycle.service()]),
+        ]
+        grpc, _ = await self._transport.start(listeners)
+        return grpc, str(path)
+
+    def _listener(self, address: str, services: list[Service]) -> Listener:
+        """A listener with its services, their health and their reflection."""
+        health = Health([service.name for service in services])
+        self._health.append(health)
+        offered = [*services, health.service()]
+        return Listener(address, (*offered, reflection([service.name for service in offered])))
+
+    def _say_ready(self, grpc: str, http: str, admin: str) -> None:
+        if self._as_json:
+            line = json.dumps({"grpc": grpc, "http": http, "admin": admin, "pid": os.getpid()})
+        else:
+            engines = self._registry.engines.values()
+            models = ", ".join(f"{engine.name} version {engine.table.live.number}" for engine in engines)
+            line = f"trimtab: serving {models} on grpc {grpc}, http {http}"
+        # Nobody may be reading; that is no reason to stop.
+        with contextlib.suppress(OSError):
+            print(line, flush=True)
+
+    # --- run
+
+    async def run(self) -> None:
+        """Returns when the server is to stop."""
+        await self._stop.wait()
+
+    def _on_report(self, report: pb.TrainerReport) -> None:
+        for event in report.events:
+            self._events.forward(event)
+        for quality in report.quality:
+            model = self._registry.models.get(quality.model_name)
+            if model is not None:
+                model.quality[quality.version] = quality
+
+    def _on_drift(self, report: pb.DriftReport) -> None:
+        if self._channel.enabled:
+            with contextlib.suppress(ServerError):
+                self._channel.send(pb.TrainerCommand(drift=report))
+
+    # --- shutdown
+
+    async def shutdown(self) -> bool:
+        """See the module; also after a start that failed half way. Whether all that was accepted was answered."""
+        left = _Countdown(self._settings.drain_seconds)
+        self._registry.draining = True
+        for health in self._health:
+            health.set(False)
+        drained = await self._drain(left)
+        if self._announcements is not None:
+            self._announcements.cancel()
+            await asyncio.wait([self._announcements])
+        await asyncio.to_thread(self._compute.shutdown, left())
+        for model in self._registry.models.values():
+            await asyncio.to_thread(_close, model)
+        if self._channel.enabled:
+            if self._channel.attending:
+                self._channel.send(pb.TrainerCommand(shutdown=pb.ShutdownCommand()))
+            await self._supervisor.shutdown(left())
+        self._channel.close()
+        self._events.close()
+        await self._transport.stop(_ADMIN, _MOMENT)
+        await self._http.shutdown()
+        remove_address(self._project.state)
+        if self._lock is not None:
+            self._lock.release()
+        return drained
+
+    async def _drain(self, left: _Countdown) -> bool:
+        try:
+            await asyncio.wait_for(self._transport.drained(), left())
+        except TimeoutError:
+            _log.warning("not all accepted requests were answered within drain_seconds")
+            return False
+        finally:
+            # Handlers have returned; what they returned may still be on its way.
+            await self._transport.stop(_PUBLIC, _MOMENT)
+        return True
+
+
+class _Countdown:
+    """Seconds left of so many, but always a moment."""
+
+    def __init__(self, seconds: float) -> None:
+        self._end = time.monotonic() + seconds
+
+    def __call__(self) -> float:
+        return max(_MOMENT, self._end - time.monotonic())
+
+
+def _close(model: Model) -> None:
+    """Everything that was accepted goes to disk. What one part cannot do keeps the others from nothing."""
+    parts = [model.captures, model.labels, model.drift, model.swap]
+    for part in parts:
+        try:
+            if part is not None:
+                part.close()
+        except StoreError as error:
+            _log.error("model %s: %s", model.name, error)
+
+
+def _device(name: str) -> str:
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and not torch.cuda.is_available():
+        raise StartError("device cuda was asked for, and torch sees no GPU; use cpu, or auto")
+    return name
+
+
+def _switched_off() -> bool:
+    return os.environ.get(NO_TRAINER, "0") not in ("", "0")

@@ -1,0 +1,218 @@
+"""Drift windows, off the hot path: what the compute thread closed is compared here, on a thread of its own.
+
+The compute thread counts rows into the open window's sketch and hands a full one over (`put`), at the end of a batch,
+so that the same batches make the same windows. The thread compares it with the reference of the version that served,
+appends the report to drift.jsonl (and, at 64 MiB, starts a new file, keeping one old one), keeps the newest in
+memory, and passes it to `on_window` on the loop. `settled` returns when everything put before has gone that way:
+whoever sends commands to the trainer afterwards sends them behind its drift windows.
+
+The monitor's state (windows in a row) survives a restart in drift_monitor.json. A version with another reference
+starts a new count; fine-tunes inherit their parent's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import queue
+import threading
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from pathlib import Path
+
+from trimtab.kernels.drift import DriftMonitor, DriftWindow
+from trimtab.kernels.errors import KernelError
+from trimtab.models.version import LoadedVersion
+from trimtab.protos.v1 import trimtab_pb2 as pb
+from trimtab.server.engine import ClosedWindow
+from trimtab.server.events import EventBus
+from trimtab.store.errors import StoreError
+from trimtab.store.files import append_line, read_lines, write_atomic
+from trimtab.store.settings import DriftSettings
+
+__all__ = ["DriftWatch", "report_of"]
+
+_log = logging.getLogger(__name__)
+_KEEP = 1000
+_FILE_BYTES = 64 << 20
+_REFERENCE = "reference.arrow"
+_NAMES = {"ks": "kolmogorov_smirnov"}
+
+
+class DriftWatch:
+    """One model's drift. See the module."""
+
+    def __init__(
+        self,
+        model: str,
+        path: Path,
+        settings: DriftSettings,
+        events: EventBus,
+        on_window: Callable[[pb.DriftReport], None],
+    ) -> None:
+        """`on_window` is called on the running loop with each report, in order."""
+        self._model = model
+        self._path = path
+        self._state_path = path.with_name("drift_monitor.json")
+        self._settings = settings
+        self._events = events
+        self._on_window = on_window
+        self._loop = asyncio.get_running_loop()
+        self._closed: queue.SimpleQueue[ClosedWindow | Future[None] | None] = queue.SimpleQueue()
+        self._reports: deque[pb.DriftReport] = deque(_read(model, path), maxlen=_KEEP)
+        self._monitor: DriftMonitor | None = None
+        self._reference = ""
+        self._alarmed: tuple[str, ...] = ()
+        self.failures = 0
+        """Windows that could not be compared or recorded."""
+        self._thread = threading.Thread(target=self._run, name=f"trimtab-drift-{model}", daemon=True)
+        self._thread.start()
+
+    @property
+    def alarms(self) -> int:
+        """Features that alarm in the newest window."""
+        newest = self.newest
+        return newest.alarms if newest is not None else 0
+
+    @property
+    def newest(self) -> pb.DriftReport | None:
+        """The report on the newest closed window."""
+        return self._reports[-1] if self._reports else None
+
+    def reports(self, count: int) -> list[pb.DriftReport]:
+        """The newest `count` reports, newest last."""
+        return list(self._reports)[-count:]
+
+    def put(self, window: ClosedWindow) -> None:
+        """Takes a closed window over. From any thread; returns at once."""
+        self._closed.put(window)
+
+    async def settled(self) -> None:
+        """Returns when all windows put so far are recorded and were passed to `on_window`."""
+        done: Future[None] = Future()
+        self._closed.put(done)
+        await asyncio.wrap_future(done)
+        # on_window was called through the loop: so was this future, behind it.
+
+    def close(self) -> None:
+        """Deals with what was put, and ends the thread."""
+        self._closed.put(None)
+        self._thread.join()
+
+    def _run(self) -> None:
+        while (item := self._closed.get()) is not None:
+            if isinstance(item, Future):
+                item.set_result(None)
+                continue
+            try:
+                self._observe(item)
+            except Exception as error:
+                # A window that cannot be compared or written is lost; serving and the next window are not.
+                self.failures += 1
+                _log.error("model %s: drift window lost: %s", self._model, error)
+
+    def _observe(self, closed: ClosedWindow) -> None:
+        monitor = self._monitor_for(closed.version)
+        window = monitor.observe(closed.sketch, closed.start_us, closed.end_us)
+        report = report_of(self._model, window)
+        self._reports.append(report)
+        self._tell(window, closed.version.number)
+        try:
+            self._loop.call_soon_threadsafe(self._on_window, report)
+        except RuntimeError:
+            # The loop is closed; drift.jsonl keeps the window.
+            _log.debug("no loop to report drift to")
+        if self._path.exists() and self._path.stat().st_size > _FILE_BYTES:
+            self._path.replace(self._path.with_suffix(".jsonl.1"))
+        append_line(self._path, window.to_json())
+        write_atomic(self._state_path, monitor.to_json().encode())
+
+    def _monitor_for(self, version: LoadedVersion) -> DriftMonitor:
+        reference = version.manifest.files.get(_REFERENCE, "")
+        if self._monitor is None or reference != self._reference:
+            before = self._monitor
+            self._monitor = self._restored(version) if before is None else None
+            if self._monitor is None:
+                settings = self._settings
+                self._monitor = DriftMonitor(
+                    version.reference, settings.alpha, settings.min_effect, settings.persistence
+                )
+                numbers = [report.window for report in self._reports]
+                self._monitor.windows = before.windows if before is not None else max(numbers, default=0)
+            self._reference = reference
+        return self._monitor
+
+    def _restored(self, version: LoadedVersion) -> DriftMonitor | None:
+        """The monitor as the last server left it, if it was of this reference and these settings."""
+        try:
+            monitor = DriftMonitor.from_json(self._state_path.read_text("utf-8"), version.reference)
+        except (OSError, ValueError, KernelError):
+            return None
+        settings = self._settings
+        same = (settings.alpha, settings.min_effect, settings.persistence) == (
+            monitor.alpha,
+            monitor.min_effect,
+            monitor.persistence,
+        )
+        return monitor if same else None
+
+    def _tell(self, window: DriftWindow, version: int) -> None:
+        """An event when the set of features that alarm changes, not for every window in which it stays the same."""
+        alarms = window.alarms
+        if alarms and alarms != self._alarmed:
+            effects = {feature.feature: feature.effect for feature in window.features if feature.alarm}
+            largest = ", ".join(sorted(effects, key=lambda name: -effects[name])[:8])
+            message = f"{len(alarms)} features have drifted for {self._settings.persistence} windows: {largest}"
+            self._events.publish("drift", self._model, message, version=version, numbers=effects)
+        self._alarmed = alarms
+
+
+def report_of(model: str, window: DriftWindow) -> pb.DriftReport:
+    """A window as the protocol has it, largest effect first."""
+    report = pb.DriftReport(
+        model_name=model,
+        window=window.window,
+        start_us=window.start_us,
+        end_us=window.end_us,
+        rows=window.rows,
+        reference_rows=window.reference_rows,
+        alarms=len(window.alarms),
+    )
+    for feature in sorted(window.features, key=lambda feature: -feature.effect):
+        report.features.add(
+            feature=feature.feature,
+            missing_rate=feature.missing_rate,
+            reference_missing_rate=feature.reference_missing_rate,
+            unseen_rate=feature.unseen_rate,
+            adjusted_p_value=feature.adjusted_p_value,
+            persistence=feature.persistence,
+            alarm=feature.alarm,
+            statistics=[
+                pb.DriftStatistic(
+                    name=_NAMES.get(statistic.name, statistic.name),
+                    value=statistic.value,
+                    effect=statistic.effect,
+                    p_value=statistic.p_value,
+                )
+                for statistic in feature.statistics
+            ],
+        )
+    return report
+
+
+def _read(model: str, path: Path) -> list[pb.DriftReport]:
+    """The newest reports of an earlier server. A line that cannot be read is passed over: it informs, it does not
+    decide."""
+    reports = []
+    try:
+        lines = read_lines(path)[-_KEEP:]
+    except StoreError as error:
+        _log.warning("model %s: %s", model, error)
+        return []
+    for line in lines:
+        try:
+            reports.append(report_of(model, DriftWindow.from_json(line.decode())))
+        except (KernelError, ValueError):
+            _log.warning("model %s: a line of %s cannot be read", model, path.name)
+    return reports

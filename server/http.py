@@ -1,0 +1,94 @@
+"""The HTTP side, on a port of its own, in the same asyncio loop: /metrics, /livez and /readyz."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import Iterator
+
+import uvicorn
+from prometheus_client import CollectorRegistry
+from prometheus_client.exposition import choose_encoder
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Route
+from trimtab.server.errors import StartError
+from trimtab.server.served import Registry
+
+__all__ = ["HttpServer"]
+
+
+class HttpServer:
+    """`startup`, then it answers until `shutdown`."""
+
+    def __init__(self, registry: Registry, metrics: CollectorRegistry) -> None:
+        self._registry = registry
+        self._metrics = metrics
+        routes = [
+            Route("/metrics", self._render, methods=["GET"]),
+            Route("/livez", self._live, methods=["GET"]),
+            Route("/readyz", self._ready, methods=["GET"]),
+        ]
+        config = uvicorn.Config(
+            Starlette(routes=routes), log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=1
+        )
+        self._server = _Server(config)
+        self._task: asyncio.Task[None] | None = None
+
+    async def startup(self, host: str, port: int) -> str:
+        """Listens, and returns HOST:PORT as bound. Raises StartError."""
+        bound = _bind(host, port)
+        self._task = asyncio.create_task(self._server.serve(sockets=[bound]), name="http")
+        return f"{host}:{bound.getsockname()[1]}"
+
+    async def shutdown(self) -> None:
+        """Closes the port; answers under way have a second."""
+        self._server.should_exit = True
+        if self._task is not None:
+            await asyncio.wait([self._task], timeout=3.0)
+            self._task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._task
+
+    async def _render(self, request: Request) -> Response:
+        encoder, kind = choose_encoder(request.headers.get("accept", ""))
+        # Rendering some hundred numbers takes milliseconds: not on the loop, where requests are answered.
+        body = await asyncio.to_thread(encoder, self._metrics)
+        return Response(body, media_type=None, headers={"content-type": kind})
+
+    async def _live(self, _request: Request) -> Response:
+        return PlainTextResponse("live\n")
+
+    async def _ready(self, _request: Request) -> Response:
+        if self._registry.ready:
+            return PlainTextResponse("ready\n")
+        reason = "draining" if self._registry.draining else "starting"
+        return PlainTextResponse(f"{reason}\n", status_code=503)
+
+
+class _Server(uvicorn.Server):
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Signals are the application's, not uvicorn's."""
+        yield
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host.strip("[]"), port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        bound = socket.socket(family, kind, protocol)
+    except OSError as error:
+        raise StartError(f"cannot listen on {host}:{port}: {(error.strerror or str(error)).lower()}") from None
+    try:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind(address)
+        bound.listen(128)
+        bound.setblocking(False)
+    except OSError as error:
+        bound.close()
+        raise StartError(f"cannot listen on {host}:{port}: {(error.strerror or str(error)).lower()}") from None
+    return bound

@@ -1,0 +1,285 @@
+"""Which version serves: staging a candidate, promoting it, rolling back, and finding the live version on start.
+
+Three threads. *Stage* loads, checks, warms and probes a candidate, beside serving; only then is it in the engine's
+table, where requests may name it by number. *Flip* changes live.json by compare-and-set and, when that is on disk,
+installs the new table: the next batch is of the new version. Each kind of work has one thread of its own, so that a
+rollback never waits for a candidate to load, and no two flips interleave. The table is shared by both, under a lock
+that is held for an assignment.
+
+What stays loaded: live, previous (so that a rollback is a flip), and the candidates staged last.
+
+A candidate that is damaged, of another shape or not finite never enters the table: it is refused with a reason, which
+becomes an event and a line of decisions.jsonl.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+from trimtab.models.errors import VersionUnfit
+from trimtab.models.version import LoadedVersion, load_version
+from trimtab.server.engine import Engine
+from trimtab.server.errors import StartError, Unfit
+from trimtab.server.events import EventBus
+from trimtab.server.probe import Latency, batch_sizes, check_finite, check_like, measure
+from trimtab.store.errors import StoreError, VersionDamaged, VersionUnknown
+from trimtab.store.live import Live, LiveStore
+from trimtab.store.versions import Decision, VersionStore
+
+__all__ = ["Staged", "Swap"]
+
+_KEEP_STAGED = 2
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Staged:
+    """What staging found. Times in seconds."""
+
+    version: LoadedVersion
+    load_seconds: float
+    warm_seconds: float
+    latency: Latency
+
+
+class Swap:
+    """The versions of one engine."""
+
+    def __init__(
+        self, engine: Engine, versions: VersionStore, live: LiveStore, events: EventBus, *, device: str, threads: int
+    ) -> None:
+        self.engine = engine
+        self.versions = versions
+        self.live = live
+        self.promotions = 0
+        self.rollbacks = 0
+        self.refusals = 0
+        self._events = events
+        self._device = device
+        self._lock = threading.Lock()
+        self._staged: dict[int, Staged] = {}
+        self._current = Live(live=0)
+
+        def pool(name: str) -> ThreadPoolExecutor:
+            return ThreadPoolExecutor(1, f"trimtab-{name}-{engine.name}", torch.set_num_threads, (threads,))
+
+        self._stager, self._flipper = pool("stage"), pool("flip")
+
+    # --- start and stop
+
+    def startup(self) -> LoadedVersion:
+        """Loads and installs the live version and the one before it; returns the live one. Blocks.
+
+        Without a live.json, the initial version goes live. If the live version's files are damaged, the previous one
+        takes its place, loudly. Raises StartError where nothing can serve.
+        """
+        name = self.engine.name
+        try:
+            current = self.live.read() or self._first()
+        except StoreError as error:
+            raise StartError(f"model {name!r}: {error}") from None
+        try:
+            live = self._load(current.live)
+        except (VersionUnfit, Unfit) as error:
+            current, live = self._fall_back(current, error)
+        loaded = {live.number: live}
+        if current.previous is not None:
+            try:
+                loaded[current.previous] = self._load(current.previous)
+            except (VersionUnfit, Unfit) as error:
+                message = f"the previous version cannot be kept warm: {error}"
+                self._events.publish("refused", name, message, version=current.previous)
+        self._current = current
+        self.engine.install(live, loaded)
+        return live
+
+    def close(self) -> None:
+        """Waits for what is under way."""
+        self._stager.shutdown(cancel_futures=True)
+        self._flipper.shutdown(cancel_futures=True)
+
+    # --- what the lifecycle asks for, on the loop
+
+    @property
+    def current(self) -> Live:
+        """What live.json says."""
+        return self._current
+
+    @property
+    def staged(self) -> frozenset[int]:
+        """The candidates that are loaded."""
+        return frozenset(self._staged)
+
+    async def stage(self, number: int) -> Staged:
+        """Loads, checks, warms and probes a version. Raises VersionUnknown, or Unfit with the reason for refusing
+        it."""
+        return await self._on(self._stager, lambda: self._stage(number))
+
+    async def promote(self, number: int, expected_epoch: int, reason: str) -> Live:
+        """Makes a version live, staging it first where need be; `expected_epoch` -1: whatever it is.
+
+        Promoting what is live already changes nothing. Raises StaleEpoch, VersionUnknown, Unfit, StoreError.
+        """
+        if number == self._current.live:
+            return self._current
+        if number not in self.engine.table.loaded:
+            await self.stage(number)
+        return await self._on(self._flipper, lambda: self._promote(number, expected_epoch, reason))
+
+    async def rollback(self, reason: str) -> Live:
+        """Makes the previous version live again, at once. Raises Unfit where there is none, StoreError."""
+        previous = self._current.previous
+        if previous is None:
+            raise Unfit(f"model {self.engine.name!r}: version {self._current.live} has no previous one to go back to")
+        if previous not in self.engine.table.loaded:
+            await self.stage(previous)
+        return await self._on(self._flipper, lambda: self._rollback(reason))
+
+    async def _on(self, pool: ThreadPoolExecutor, work: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(pool, work)
+
+    # --- the stage thread
+
+    def _stage(self, number: int) -> Staged:
+        known = self._staged.get(number)
+        try:
+            manifest = self.versions.manifest(number)
+            if known is not None:
+                # It is in memory; what could have changed since is on disk, where the next start reads it.
+                self.versions.verify(number)
+                return known
+            began = time.monotonic()
+            version = load_version(self.versions, number, self._device)
+            loaded = time.monotonic()
+            check_like(version, self.engine.schema, self.engine.table.live)
+            most = self.engine.policy.max_batch_size
+            version.warm(batch_sizes(most))
+            check_finite(version, self.engine.recent)
+            warmed = time.monotonic()
+            staged = Staged(version, loaded - began, warmed - loaded, measure(version, most))
+        except VersionUnknown:
+            raise
+        except (VersionUnfit, VersionDamaged, Unfit) as error:
+            raise self._refuse(number, str(error)) from error
+        except Exception as error:
+            # Whatever a candidate breaks with, it is the candidate that is refused.
+            raise self._refuse(number, f"version {number}: {type(error).__name__}: {error}") from error
+        with self._lock:
+            self._staged[number] = staged
+            for old in list(self._staged)[:-_KEEP_STAGED]:
+                del self._staged[old]
+            self._install(self.engine.table.live)
+        message = f"version {number} is staged ({manifest.rows_trained} rows trained)"
+        self._events.publish("staged", self.engine.name, message, version=number)
+        return staged
+
+    def _refuse(self, number: int, reason: str) -> Unfit:
+        with self._lock:
+            self._staged.pop(number, None)
+        self.refusals += 1
+        self._events.publish("refused", self.engine.name, reason, version=number)
+        self._record(number, reason)
+        return Unfit(reason)
+
+    def _record(self, number: int, reason: str) -> None:
+        """Appends the verdict. The refusal stands also where that cannot be written."""
+        try:
+            self.versions.decide(Decision(version=number, verdict="refused", reason=reason))
+        except StoreError as error:
+            message = f"the refusal of version {number} could not be recorded: {error}"
+            self._events.publish("refused", self.engine.name, message, version=number)
+
+    # --- the flip thread
+
+    def _promote(self, number: int, expected_epoch: int, reason: str) -> Live:
+        current = self._current
+        if current.live == number:
+            return current
+        version = self._loaded(number)
+        live = Live(live=number, previous=current.live)
+        self._flip(live, version, expected_epoch, reason or "promoted")
+        self.promotions += 1
+        message = f"version {number} is live, after {current.live}: {reason or 'no reason given'}"
+        self._events.publish("promoted", self.engine.name, message, version=number)
+        return self._current
+
+    def _rollback(self, reason: str) -> Live:
+        current = self._current
+        if current.previous is None:
+            raise Unfit(f"model {self.engine.name!r}: version {current.live} has no previous one to go back to")
+        version = self._loaded(current.previous)
+        live = Live(live=current.previous, previous=current.live)
+        self._flip(live, version, -1, f"rolled back from version {current.live}: {reason or 'no reason given'}")
+        self.rollbacks += 1
+        self._events.publish("rolled_back", self.engine.name, self._current.reason, version=self._current.live)
+        return self._current
+
+    def _loaded(self, number: int) -> LoadedVersion:
+        version = self.engine.table.loaded.get(number)
+        if version is None:
+            raise Unfit(f"version {number} was unloaded meanwhile; stage it again")
+        return version
+
+    def _flip(self, live: Live, version: LoadedVersion, expected_epoch: int, reason: str) -> None:
+        """live.json first: after a crash in between, the next start serves what the file says."""
+        self._current = self.live.swap(live, expected_epoch=expected_epoch, reason=reason)
+        with self._lock:
+            before = self.engine.table.live
+            self._staged.pop(version.number, None)
+            self.engine.install(version, {before.number: before, **self._candidates(), version.number: version})
+
+    # --- both
+
+    def _install(self, live: LoadedVersion) -> None:
+        """Under the lock: the table of live, previous and the candidates."""
+        loaded = self.engine.table.loaded
+        keep = {n: v for n, v in loaded.items() if n in (self._current.live, self._current.previous)}
+        self.engine.install(live, {**keep, **self._candidates()})
+
+    def _candidates(self) -> dict[int, LoadedVersion]:
+        return {number: staged.version for number, staged in self._staged.items()}
+
+    # --- start
+
+    def _load(self, number: int) -> LoadedVersion:
+        version = load_version(self.versions, number, self._device)
+        check_like(version, self.engine.schema, None)
+        version.warm(batch_sizes(self.engine.policy.max_batch_size))
+        return version
+
+    def _first(self) -> Live:
+        """Nothing was live yet: the initial version goes live."""
+        published = self.versions.numbers()
+        initial = [decision.version for decision in self.versions.decisions() if decision.verdict == "initial"]
+        number = max((n for n in initial if n in published), default=1 if 1 in published else 0)
+        if not number:
+            raise StartError(f"model {self.engine.name!r} has no version to serve; `trimtab train` makes version 1")
+        try:
+            self._load(number)
+        except (VersionUnfit, Unfit) as error:
+            raise StartError(f"model {self.engine.name!r}: {error}") from None
+        return self.live.swap(Live(live=number), expected_epoch=0, reason="first start")
+
+    def _fall_back(self, current: Live, error: Exception) -> tuple[Live, LoadedVersion]:
+        name = self.engine.name
+        if current.previous is None:
+            raise StartError(f"model {name!r}: {error}; there is no previous version to serve instead")
+        try:
+            version = self._load(current.previous)
+        except (VersionUnfit, Unfit) as second:
+            raise StartError(f"model {name!r}: {error}; and of the previous version: {second}") from None
+        reason = f"version {current.live} was live and cannot be loaded ({error}); version {version.number} serves"
+        try:
+            live = self.live.swap(Live(live=version.number), expected_epoch=current.epoch, reason=reason)
+        except StoreError as failure:
+            raise StartError(f"model {name!r}: {failure}") from None
+        self._events.publish("rolled_back", name, reason, version=version.number)
+        self._record(current.live, str(error))
+        return live, version
