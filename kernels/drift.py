@@ -20,7 +20,7 @@ from trimtab.kernels.divergences import Counts
 from trimtab.kernels.errors import ProgramError, SketchError
 from trimtab.kernels.operations import number
 from trimtab.kernels.sketch import FieldSummary, Sketch
-from trimtab.kernels.sketch_spec import CategoryField
+from trimtab.kernels.sketch_spec import CategoryField, RealField
 
 __all__ = ["DriftMonitor", "DriftWindow", "FeatureDrift", "FeatureStatistics", "Statistic", "compare"]
 
@@ -205,7 +205,8 @@ def _compare_field(before: FieldSummary, now: FieldSummary) -> FeatureStatistics
     p_value = chi_p
     if ordered:
         ks, ks_p = divergences.ks(a, b)
-        moved, moved_p = divergences.wasserstein(a, b, _middles(before, now))
+        binned, moved_p = divergences.wasserstein(a, b, _middles(before, now))
+        moved = _moved(binned, before, now)
         statistics.append(Statistic("ks", ks, ks, ks_p))
         statistics.append(Statistic("wasserstein", moved, _in_deviations(moved, before, now), moved_p))
         p_value = min(1.0, 2 * min(chi_p, ks_p))
@@ -231,19 +232,23 @@ def _with_absent(summary: FieldSummary) -> Counts:
 
 
 def _middles(before: FieldSummary, now: FieldSummary) -> Counts:
-    """Where a bucket's mass is placed: its middle. The outer buckets reach to the extremes, or one span of the edges
-    far, so that one absurd value does not decide the distance."""
-    assert not isinstance(before.field, CategoryField)
-    edges = np.asarray(before.field.edges, np.float64)
+    """Where a bucket's mass is placed: its middle; for the outer ones, half way to the extremes, but not farther out
+    than the next bucket is wide, as tails thin out."""
+    edges = np.asarray(before.field.edges if isinstance(before.field, RealField) else (), np.float64)
     if not len(edges):
         return np.zeros(1)
     extremes = [x for s in (before, now) for x in (s.minimum, s.maximum) if not np.isnan(x)]
-    low, high = min([*extremes, edges[0]]), max([*extremes, edges[-1]])
-    span = edges[-1] - edges[0]
-    if span:
-        low, high = max(low, edges[0] - span), min(high, edges[-1] + span)
-    bounds = np.concatenate([[low], edges, [high]])
-    return np.asarray((bounds[1:] + bounds[:-1]) / 2, np.float64)
+    widths = np.diff(edges) if len(edges) > 1 else np.asarray([np.inf])
+    below = min((edges[0] - min([*extremes, edges[0]])) / 2, widths[0])
+    above = min((max([*extremes, edges[-1]]) - edges[-1]) / 2, widths[-1])
+    return np.concatenate([[edges[0] - below], (edges[1:] + edges[:-1]) / 2, [edges[-1] + above]])
+
+
+def _moved(binned: float, before: FieldSummary, now: FieldSummary) -> float:
+    """No distance is less than that of the means, which are exact: what sees a change of unit beyond the outer
+    edges."""
+    apart = abs(now.mean - before.mean)
+    return binned if np.isnan(apart) else max(binned, apart)
 
 
 def _in_deviations(distance: float, before: FieldSummary, now: FieldSummary) -> float:
