@@ -15,6 +15,7 @@
 #include "bindings.h"
 #include "errors.h"
 #include "infer_message.h"
+#include "infer_parameters.h"
 #include "infer_response.h"
 #include "infer_rows.h"
 
@@ -42,7 +43,8 @@ std::string_view view(const py::bytes& bytes) {
 class InferRequest {
   public:
     explicit InferRequest(py::bytes body)
-        : body_(std::move(body)), message_(maybe_released(view(body_).size(), [&] { return parse_infer_message(view(body_)); })) {}
+        : body_(std::move(body)),
+          message_(maybe_released(view(body_).size(), [&] { return parse_infer_message(view(body_)); })) {}
 
     const InferMessage& message() const { return message_; }
     std::size_t rows() const { return rows_ ? rows_->rows() : 0; }
@@ -61,11 +63,13 @@ class InferRequest {
         const auto rows = static_cast<py::ssize_t>(rows_->rows());
         if (stop == -1) stop = rows;
         if (start < 0 || stop < start || stop > rows) {
-            throw std::out_of_range("expected rows within [0, " + std::to_string(rows) + "), came [" + std::to_string(start) + ", " +
-                                    std::to_string(stop) + ")");
+            throw std::out_of_range("expected rows within [0, " + std::to_string(rows) + "), came [" +
+                                    std::to_string(start) + ", " + std::to_string(stop) + ")");
         }
-        const std::size_t bytes = static_cast<std::size_t>(stop - start) * rows_->schema().fields.size() * sizeof(float);
-        maybe_released(bytes, [&] { rows_->append_to(slab, static_cast<std::size_t>(start), static_cast<std::size_t>(stop)); });
+        const std::size_t bytes =
+            static_cast<std::size_t>(stop - start) * rows_->schema().fields.size() * sizeof(float);
+        maybe_released(
+            bytes, [&] { rows_->append_to(slab, static_cast<std::size_t>(start), static_cast<std::size_t>(stop)); });
     }
 
   private:
@@ -138,13 +142,14 @@ using NamedArray = std::tuple<std::string, std::string, py::array>;  // name, da
 BatchOutput to_output(const NamedArray& item) {
     const auto& [name, datatype, array] = item;
     const py::dtype dtype = array.dtype();
-    const bool known = std::any_of(std::begin(kNumpyDatatypes), std::end(kNumpyDatatypes),
-                                   [&, &wanted = datatype](const NumpyDatatype& type) {
-                                       return type.name == wanted && type.kind == dtype.kind() && type.width == dtype.itemsize();
-                                   });
+    const bool known = std::any_of(
+        std::begin(kNumpyDatatypes), std::end(kNumpyDatatypes), [&, &wanted = datatype](const NumpyDatatype& type) {
+            return type.name == wanted && type.kind == dtype.kind() && type.width == dtype.itemsize();
+        });
     const bool native = dtype.byteorder() == '=' || dtype.byteorder() == '|';
     if (!known || !native || array.ndim() < 1 || (array.flags() & py::array::c_style) == 0) {
-        throw std::invalid_argument("output " + quote(name) + ": expected a contiguous array [rows, ...] of " + datatype + ", came " +
+        throw std::invalid_argument("output " + quote(name) + ": expected a contiguous array [rows, ...] of " +
+                                    datatype + ", came " +
                                     py::str("{} of shape {}").format(dtype, array.attr("shape")).cast<std::string>());
     }
     BatchOutput output{name, datatype, array, {}, static_cast<std::size_t>(array.shape(0)), 0};
@@ -166,7 +171,8 @@ std::vector<BatchOutput> to_outputs(const std::vector<NamedArray>& items) {
 py::bytes to_bytes(const Response& response) {
     const std::size_t size = response_size(response);
     if (size > static_cast<std::size_t>(std::numeric_limits<std::int32_t>::max())) {
-        throw std::length_error("a protobuf message holds at most 2 GiB, the answer has " + std::to_string(size) + " bytes");
+        throw std::length_error("a protobuf message holds at most 2 GiB, the answer has " + std::to_string(size) +
+                                " bytes");
     }
     auto bytes = py::reinterpret_steal<py::bytes>(PyBytes_FromStringAndSize(nullptr, static_cast<py::ssize_t>(size)));
     if (!bytes) throw py::error_already_set();
@@ -175,7 +181,8 @@ py::bytes to_bytes(const Response& response) {
 }
 
 py::bytes encode_infer_response(const std::string& model_name, const std::string& model_version, const std::string& id,
-                                const std::string& weights, const std::string& request_id, const std::vector<NamedArray>& outputs) {
+                                const std::string& weights, const std::string& request_id,
+                                const std::vector<NamedArray>& outputs) {
     const ResponseHead head{model_name, model_version, weights};
     const std::vector<BatchOutput> tensors = to_outputs(outputs);
     Response response{&head, id, request_id, {}};
@@ -184,40 +191,44 @@ py::bytes encode_infer_response(const std::string& model_name, const std::string
 }
 
 // The outputs that a request wants: by name and in its order, or all.
-std::vector<const BatchOutput*> select(const std::vector<BatchOutput>& outputs, const std::optional<std::vector<std::string>>& wanted) {
+std::vector<const BatchOutput*> select(const std::vector<BatchOutput>& outputs,
+                                       const std::optional<std::vector<std::string>>& wanted) {
     std::vector<const BatchOutput*> selected;
     if (!wanted || wanted->empty()) {
         for (const BatchOutput& output : outputs) selected.push_back(&output);
         return selected;
     }
     for (const std::string& name : *wanted) {
-        const auto found = std::find_if(outputs.begin(), outputs.end(), [&](const BatchOutput& output) { return output.name == name; });
+        const auto found = std::find_if(outputs.begin(), outputs.end(),
+                                        [&](const BatchOutput& output) { return output.name == name; });
         if (found == outputs.end()) throw std::invalid_argument("expected the name of an output, came " + quote(name));
         selected.push_back(&*found);
     }
     return selected;
 }
 
-py::list encode_infer_responses(const std::string& model_name, const std::string& model_version, const std::string& weights,
-                                const std::vector<std::string>& ids, const std::vector<std::string>& request_ids,
-                                const std::vector<std::size_t>& counts, const std::vector<NamedArray>& outputs,
+py::list encode_infer_responses(const std::string& model_name, const std::string& model_version,
+                                const std::string& weights, const std::vector<std::string>& ids,
+                                const std::vector<std::string>& request_ids, const std::vector<std::size_t>& counts,
+                                const std::vector<NamedArray>& outputs,
                                 const std::vector<std::optional<std::vector<std::string>>>& wanted) {
     const std::size_t answers = ids.size();
     if (request_ids.size() != answers || counts.size() != answers || wanted.size() != answers) {
-        throw std::invalid_argument("expected as many request_ids, counts and wanted as ids (" + std::to_string(answers) + "), came " +
-                                    std::to_string(request_ids.size()) + ", " + std::to_string(counts.size()) + " and " +
-                                    std::to_string(wanted.size()));
+        throw std::invalid_argument("expected as many request_ids, counts and wanted as ids (" +
+                                    std::to_string(answers) + "), came " + std::to_string(request_ids.size()) + ", " +
+                                    std::to_string(counts.size()) + " and " + std::to_string(wanted.size()));
     }
     const std::vector<BatchOutput> tensors = to_outputs(outputs);
     std::size_t rows = 0;
     for (const std::size_t count : counts) {
-        if (count > std::numeric_limits<std::size_t>::max() / 2 - rows) throw std::invalid_argument("counts: came more rows than exist");
+        if (count > std::numeric_limits<std::size_t>::max() / 2 - rows)
+            throw std::invalid_argument("counts: came more rows than exist");
         rows += count;
     }
     for (const BatchOutput& output : tensors) {
         if (output.rows != rows) {
-            throw std::invalid_argument("output " + quote(output.name) + ": expected the " + std::to_string(rows) + " rows of counts, came " +
-                                        std::to_string(output.rows));
+            throw std::invalid_argument("output " + quote(output.name) + ": expected the " + std::to_string(rows) +
+                                        " rows of counts, came " + std::to_string(output.rows));
         }
     }
     const ResponseHead head{model_name, model_version, weights};
@@ -225,7 +236,8 @@ py::list encode_infer_responses(const std::string& model_name, const std::string
     std::size_t first = 0;
     for (std::size_t i = 0; i < answers; ++i) {
         Response response{&head, ids[i], request_ids[i], {}};
-        for (const BatchOutput* output : select(tensors, wanted[i])) response.outputs.push_back(output->slice(first, counts[i]));
+        for (const BatchOutput* output : select(tensors, wanted[i]))
+            response.outputs.push_back(output->slice(first, counts[i]));
         encoded[i] = to_bytes(response);
         first += counts[i];
     }
@@ -239,7 +251,8 @@ void bind_codec(py::module_& module) {
 
     py::class_<InferRequest>(module, "InferRequest", "A decoded ModelInferRequest; made by decode_infer().")
         .def_property_readonly("model_name", [](const InferRequest& request) { return request.message().model_name; })
-        .def_property_readonly("model_version", [](const InferRequest& request) { return request.message().model_version; })
+        .def_property_readonly("model_version",
+                               [](const InferRequest& request) { return request.message().model_version; })
         .def_property_readonly("id", [](const InferRequest& request) { return request.message().id; })
         .def_property_readonly("rows", &InferRequest::rows)
         .def_property_readonly("time_us", &InferRequest::time_us)
@@ -250,10 +263,11 @@ void bind_codec(py::module_& module) {
         .def("append_to", &InferRequest::append_to, py::arg("slab"), py::arg("start") = 0, py::arg("stop") = -1);
 
     module.def("decode_infer", [](py::bytes body) { return InferRequest(std::move(body)); }, py::arg("body"));
-    module.def("encode_infer_response", &encode_infer_response, py::arg("model_name"), py::arg("model_version"), py::arg("id"),
-               py::arg("weights"), py::arg("request_id"), py::arg("outputs"));
-    module.def("encode_infer_responses", &encode_infer_responses, py::arg("model_name"), py::arg("model_version"), py::arg("weights"),
-               py::arg("ids"), py::arg("request_ids"), py::arg("counts"), py::arg("outputs"), py::arg("wanted"));
+    module.def("encode_infer_response", &encode_infer_response, py::arg("model_name"), py::arg("model_version"),
+               py::arg("id"), py::arg("weights"), py::arg("request_id"), py::arg("outputs"));
+    module.def("encode_infer_responses", &encode_infer_responses, py::arg("model_name"), py::arg("model_version"),
+               py::arg("weights"), py::arg("ids"), py::arg("request_ids"), py::arg("counts"), py::arg("outputs"),
+               py::arg("wanted"));
 }
 
 }  // namespace trimtab

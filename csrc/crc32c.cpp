@@ -1,4 +1,5 @@
-// CRC-32C by the SSE4.2 instruction where the processor has it (asked once, at run time), else by eight tables at a time
+// CRC-32C by the SSE4.2 instruction where the processor has it (asked once, at run time), else by eight tables at a
+// time
 // ("slicing-by-8", Kounavis and Berry 2005). Both give the same value for the same bytes.
 #include "crc32c.h"
 
@@ -45,7 +46,8 @@ constexpr Tables make_tables() {
 constexpr Tables kTables = make_tables();
 
 #if defined(__x86_64__)
-__attribute__((target("sse4.2"))) std::uint32_t crc32c_sse42(const void* data, std::size_t size, std::uint32_t seed) noexcept {
+__attribute__((target("sse4.2"))) std::uint32_t crc32c_sse42(const void* data, std::size_t size,
+                                                             std::uint32_t seed) noexcept {
     const auto* bytes = static_cast<const unsigned char*>(data);
     std::uint64_t crc = ~seed;
     for (; size >= sizeof(std::uint64_t); bytes += sizeof(std::uint64_t), size -= sizeof(std::uint64_t)) {
@@ -69,9 +71,11 @@ Function best() noexcept {
 }
 
 std::uint32_t over_buffer(const py::buffer& data, std::uint32_t seed, Function function) {
-    constexpr std::size_t kReleaseBytes = std::size_t{1} << 20;  // some 100 us; below it the GIL is not worth handing over
+    constexpr std::size_t kReleaseBytes = std::size_t{1}
+                                          << 20;  // some 100 us; below it the GIL is not worth handing over
     const py::buffer_info info = data.request();
-    if (PyBuffer_IsContiguous(info.view(), 'C') == 0) throw std::invalid_argument("expected contiguous bytes, came a strided buffer");
+    if (PyBuffer_IsContiguous(info.view(), 'C') == 0)
+        throw std::invalid_argument("expected contiguous bytes, came a strided buffer");
     const auto size = static_cast<std::size_t>(info.size) * static_cast<std::size_t>(info.itemsize);
     if (size < kReleaseBytes) return function(info.ptr, size, seed);
     py::gil_scoped_release released;
@@ -89,8 +93,9 @@ std::uint32_t crc32c_portable(const void* data, std::size_t size, std::uint32_t 
         std::memcpy(&low, bytes, 4);
         std::memcpy(&high, bytes + 4, 4);
         low ^= crc;
-        crc = kTables[7][low & 0xFFU] ^ kTables[6][(low >> 8) & 0xFFU] ^ kTables[5][(low >> 16) & 0xFFU] ^ kTables[4][low >> 24] ^
-              kTables[3][high & 0xFFU] ^ kTables[2][(high >> 8) & 0xFFU] ^ kTables[1][(high >> 16) & 0xFFU] ^ kTables[0][high >> 24];
+        crc = kTables[7][low & 0xFFU] ^ kTables[6][(low >> 8) & 0xFFU] ^ kTables[5][(low >> 16) & 0xFFU] ^
+              kTables[4][low >> 24] ^ kTables[3][high & 0xFFU] ^ kTables[2][(high >> 8) & 0xFFU] ^
+              kTables[1][(high >> 16) & 0xFFU] ^ kTables[0][high >> 24];
     }
     for (; size > 0; ++bytes, --size) crc = (crc >> 8) ^ kTables[0][(crc ^ *bytes) & 0xFFU];
     return ~crc;
@@ -103,10 +108,11 @@ std::uint32_t crc32c(const void* data, std::size_t size, std::uint32_t seed) noe
 
 void bind_crc(py::module_& module) {
     module.def(
-        "crc32c", [](const py::buffer& data, std::uint32_t seed) { return over_buffer(data, seed, crc32c); }, py::arg("data"),
-        py::arg("seed") = 0, "CRC-32C of bytes that follow bytes whose CRC-32C is `seed`.");
+        "crc32c", [](const py::buffer& data, std::uint32_t seed) { return over_buffer(data, seed, crc32c); },
+        py::arg("data"), py::arg("seed") = 0, "CRC-32C of bytes that follow bytes whose CRC-32C is `seed`.");
     module.def(
-        "crc32c_portable", [](const py::buffer& data, std::uint32_t seed) { return over_buffer(data, seed, crc32c_portable); },
+        "crc32c_portable",
+        [](const py::buffer& data, std::uint32_t seed) { return over_buffer(data, seed, crc32c_portable); },
         py::arg("data"), py::arg("seed") = 0, "crc32c without the processor's instruction.");
 }
 

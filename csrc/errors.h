@@ -8,13 +8,15 @@
 
 namespace trimtab {
 
-// A request that is not what the protocol or the model asks for: INVALID_ARGUMENT. The text says what was expected and what came.
+// A request that is not what the protocol or the model asks for: INVALID_ARGUMENT. The text says what was expected and
+// what came.
 class WireError : public std::runtime_error {
   public:
     using std::runtime_error::runtime_error;
 };
 
-// A client's text for use in a message: in double quotes, control characters escaped, cut after about 80 bytes. `text` is UTF-8.
+// A client's text for use in a message: in double quotes, control characters escaped, cut after about 80 bytes. `text`
+// is UTF-8.
 std::string quote(std::string_view text);
 
 }  // namespace trimtab

@@ -17,7 +17,8 @@ using wire::Tag;
 
 // Field numbers of inference.proto.
 namespace request {
-constexpr std::uint32_t model_name = 1, model_version = 2, id = 3, parameters = 4, inputs = 5, outputs = 6, raw_contents = 7;
+constexpr std::uint32_t model_name = 1, model_version = 2, id = 3, parameters = 4, inputs = 5, outputs = 6,
+                        raw_contents = 7;
 }
 namespace tensor {
 constexpr std::uint32_t name = 1, datatype = 2, shape = 3, parameters = 4, contents = 5;
@@ -123,7 +124,8 @@ class MessageParser {
             *same = parameter;
             return;
         }
-        if (all.size() - first == kMaxParametersOfOne) fail_limit("parameters of one tensor or request", kMaxParametersOfOne);
+        if (all.size() - first == kMaxParametersOfOne)
+            fail_limit("parameters of one tensor or request", kMaxParametersOfOne);
         all.push_back(parameter);
     }
 
@@ -202,8 +204,8 @@ Kind kind_of(List list) {
     }
 }
 
-// Calls run(list, bytes) for each run of elements in a piece: the body of a packed list, one unpacked element, or the value of
-// one BYTES element.
+// Calls run(list, bytes) for each run of elements in a piece: the body of a packed list, one unpacked element, or the
+// value of one BYTES element.
 template <class Run>
 void for_each_run(std::string_view piece, const Run& run) {
     Reader reader(piece);
@@ -217,7 +219,8 @@ void for_each_run(std::string_view piece, const Run& run) {
         }
         const char* start = reader.position();
         reader.skip(tag.kind);
-        if (known && tag.kind == kind_of(list)) run(list, std::string_view(start, static_cast<std::size_t>(reader.position() - start)));
+        if (known && tag.kind == kind_of(list))
+            run(list, std::string_view(start, static_cast<std::size_t>(reader.position() - start)));
     }
 }
 
@@ -241,7 +244,8 @@ void MessageParser::parse_contents(std::string_view piece, InputTensor& input) {
     for_each_run(piece, [&](List list, std::string_view run) {
         const std::size_t count = count_elements(list, run);
         std::uint32_t& total = input.elements[static_cast<std::size_t>(list)];
-        if (count > std::numeric_limits<std::uint32_t>::max() - total) fail_limit("elements", std::numeric_limits<std::uint32_t>::max());
+        if (count > std::numeric_limits<std::uint32_t>::max() - total)
+            fail_limit("elements", std::numeric_limits<std::uint32_t>::max());
         total += static_cast<std::uint32_t>(count);
     });
 }
@@ -280,7 +284,8 @@ std::size_t raw_width(List list) {
 
 InferMessage parse_infer_message(std::string_view body) { return MessageParser().parse(body); }
 
-std::string_view raw_elements(const InferMessage& message, const InputTensor& input, List list, std::vector<char>& copy) {
+std::string_view raw_elements(const InferMessage& message, const InputTensor& input, List list,
+                              std::vector<char>& copy) {
     const std::size_t count = input.elements[static_cast<std::size_t>(list)];
     const Kind kind = kind_of(list);
     const auto each_run = [&](const auto& run) {

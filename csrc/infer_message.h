@@ -1,8 +1,9 @@
 // A ModelInferRequest as it came: parsed in place, every part a view into the request's bytes, which the caller keeps.
 //
-// Knows the protocol and nothing of models; what a request means for a schema is infer_rows.h. Parsing is what protobuf does,
-// or a WireError: fields in any order, unknown ones skipped, the last of a singular field wins, repeated scalars packed or not,
-// pieces of `contents` joined. What is allocated is bounded by the limits below, not by what the bytes claim.
+// Knows the protocol and nothing of models; what a request means for a schema is infer_rows.h. Parsing is what protobuf
+// does, or a WireError: fields in any order, unknown ones skipped, the last of a singular field wins, repeated scalars
+// packed or not, pieces of `contents` joined. What is allocated is bounded by the limits below, not by what the bytes
+// claim.
 #pragma once
 
 #include <array>
@@ -15,7 +16,8 @@
 namespace trimtab {
 
 // Far above any real request; they keep a message of a few MiB from costing hundreds.
-inline constexpr std::size_t kMaxTensors = 65'536;     // inputs, requested outputs, raw contents, pieces of typed contents: each
+inline constexpr std::size_t kMaxTensors =
+    65'536;  // inputs, requested outputs, raw contents, pieces of typed contents: each
 inline constexpr std::size_t kMaxParameters = 65'536;  // in all maps together
 inline constexpr std::size_t kMaxParametersOfOne = 1'024;
 inline constexpr std::size_t kMaxRank = 8;
@@ -71,8 +73,10 @@ struct InferMessage {
 // Throws WireError. The views last as long as `body`.
 InferMessage parse_infer_message(std::string_view body);
 
-// The elements of one list of an input, in the raw form of the protocol: little-endian values one after the other, BYTES behind
-// 4-byte lengths. Floating-point lists that came in one run are not copied; all else goes to `copy`, which must outlive the view.
-std::string_view raw_elements(const InferMessage& message, const InputTensor& input, List list, std::vector<char>& copy);
+// The elements of one list of an input, in the raw form of the protocol: little-endian values one after the other,
+// BYTES behind 4-byte lengths. Floating-point lists that came in one run are not copied; all else goes to `copy`, which
+// must outlive the view.
+std::string_view raw_elements(const InferMessage& message, const InputTensor& input, List list,
+                              std::vector<char>& copy);
 
 }  // namespace trimtab

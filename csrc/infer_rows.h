@@ -1,23 +1,20 @@
 // The rows of a request for a model: a ModelInferRequest checked against a schema, ready to be copied into slabs.
 //
-// All that can be wrong with a request is found when it is built (names, datatypes, shapes, sizes, values, text), so that
-// copying, which happens while a batch forms, has nothing left to refuse but a slab that is full. Typed contents are brought
-// into raw form then; raw contents are read where they lie, and each value is copied once, into its column.
+// All that can be wrong with a request is found when it is built (names, datatypes, shapes, sizes, values, text), so
+// that copying, which happens while a batch forms, has nothing left to refuse but a slab that is full. Typed contents
+// are brought into raw form then; raw contents are read where they lie, and each value is copied once, into its column.
 #pragma once
 
 #include <cstddef>
-#include <cstdint>
 #include <memory>
-#include <optional>
 #include <string_view>
 #include <vector>
 
+#include "datatypes.h"
 #include "infer_message.h"
 #include "slab.h"
 
 namespace trimtab {
-
-enum class Datatype : std::uint8_t { boolean, int32, int64, fp32, fp64, bytes };
 
 // The name under which an all-real schema takes its features as one tensor [n, features].
 inline constexpr std::string_view kPackedInput = "features";
@@ -31,8 +28,8 @@ class InferRows {
     const Schema& schema() const { return *schema_; }
 
     // Copies rows [start, stop) to the end of a slab of an equal schema; on an exception the slab is as before. Throws
-    // std::invalid_argument, std::out_of_range, std::length_error. Not const: it remembers where it is in the strings, so that a
-    // request split over batches is read once.
+    // std::invalid_argument, std::out_of_range, std::length_error. Not const: it remembers where it is in the strings,
+    // so that a request split over batches is read once.
     void append_to(Slab& slab, std::size_t start, std::size_t stop);
 
   private:
@@ -45,7 +42,7 @@ class InferRows {
         std::size_t position = 0;
     };
 
-    class Checker;
+    class Checker;  // infer_check.cpp
 
     void append_strings(Source& source, Column& column, std::size_t start, std::size_t stop) const;
 
@@ -54,13 +51,5 @@ class InferRows {
     std::vector<std::vector<char>> copies_;  // typed contents in raw form
     std::size_t rows_ = 0;
 };
-
-// The request's own data time in microseconds (parameter trimtab_time_us). Throws WireError on this and on any parameter that
-// asks for something this server does not do: ignoring it would give a wrong answer silently.
-std::optional<std::int64_t> check_parameters(const InferMessage& message);
-
-// Throws WireError where an output is asked for twice: a small request must not get a large answer. Whether the model has such
-// outputs is for others to say.
-void check_requested_outputs(const InferMessage& message);
 
 }  // namespace trimtab

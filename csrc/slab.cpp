@@ -4,7 +4,6 @@
 #include <cstring>
 #include <stdexcept>
 
-
 namespace trimtab {
 namespace {
 
@@ -12,7 +11,8 @@ constexpr std::size_t kMaxText = static_cast<std::size_t>(std::numeric_limits<st
 
 template <class T>
 void append_range(Buffer<T>& to, const Buffer<T>& from, std::size_t start, std::size_t stop) {
-    to.insert(to.end(), from.begin() + static_cast<std::ptrdiff_t>(start), from.begin() + static_cast<std::ptrdiff_t>(stop));
+    to.insert(to.end(), from.begin() + static_cast<std::ptrdiff_t>(start),
+              from.begin() + static_cast<std::ptrdiff_t>(stop));
 }
 
 template <class T>
@@ -60,8 +60,9 @@ char* grow_text(Column& column, std::size_t count) {
 std::shared_ptr<Schema> Schema::make(std::vector<Field> fields, std::size_t keys) {
     if (fields.empty()) throw std::invalid_argument("expected at least one field, came none");
     if (keys >= fields.size()) {
-        throw std::invalid_argument("expected at least one field that is no key, came " + std::to_string(fields.size()) +
-                                    " fields of which " + std::to_string(keys) + " are keys");
+        throw std::invalid_argument("expected at least one field that is no key, came " +
+                                    std::to_string(fields.size()) + " fields of which " + std::to_string(keys) +
+                                    " are keys");
     }
     auto schema = std::make_shared<Schema>();
     schema->fields = std::move(fields);
@@ -70,7 +71,8 @@ std::shared_ptr<Schema> Schema::make(std::vector<Field> fields, std::size_t keys
                                    [](const Field& field) { return field.type == Type::real; });
     for (std::size_t i = 0; i < schema->fields.size(); ++i) {
         const std::string& name = schema->fields[i].name;
-        if (name.empty()) throw std::invalid_argument("field " + std::to_string(i) + ": expected a name, came an empty string");
+        if (name.empty())
+            throw std::invalid_argument("field " + std::to_string(i) + ": expected a name, came an empty string");
         if (!schema->index_.emplace(name, i).second) throw std::invalid_argument("field \"" + name + "\" occurs twice");
     }
     return schema;
@@ -83,21 +85,23 @@ std::optional<std::size_t> Schema::find(std::string_view name) const {
 }
 
 bool Schema::operator==(const Schema& other) const {
-    return this == &other ||
-           (keys == other.keys && std::equal(fields.begin(), fields.end(), other.fields.begin(), other.fields.end(),
-                                             [](const Field& a, const Field& b) { return a.type == b.type && a.name == b.name; }));
+    return this == &other || (keys == other.keys && std::equal(fields.begin(), fields.end(), other.fields.begin(),
+                                                               other.fields.end(), [](const Field& a, const Field& b) {
+                                                                   return a.type == b.type && a.name == b.name;
+                                                               }));
 }
 
 void Slab::require_same_schema(const Slab& other) const {
     if (this == &other) throw std::invalid_argument("a slab cannot be extended by itself");
-    if (schema() != other.schema()) throw std::invalid_argument("expected a slab of an equal schema, came one of another");
+    if (schema() != other.schema())
+        throw std::invalid_argument("expected a slab of an equal schema, came one of another");
 }
 
 void Slab::extend(const Slab& other, std::size_t start, std::size_t stop) {
     require_same_schema(other);
     if (start > stop || stop > other.rows()) {
-        throw std::out_of_range("expected rows within [0, " + std::to_string(other.rows()) + "), came [" + std::to_string(start) + ", " +
-                                std::to_string(stop) + ")");
+        throw std::out_of_range("expected rows within [0, " + std::to_string(other.rows()) + "), came [" +
+                                std::to_string(start) + ", " + std::to_string(stop) + ")");
     }
     const std::size_t before = rows_;
     try {
@@ -120,7 +124,8 @@ void Slab::extend(const Slab& other, std::span<const std::int32_t> indices) {
     require_same_schema(other);
     for (const std::int32_t index : indices) {
         if (index < 0 || static_cast<std::size_t>(index) >= other.rows()) {
-            throw std::out_of_range("expected row indices within [0, " + std::to_string(other.rows()) + "), came " + std::to_string(index));
+            throw std::out_of_range("expected row indices within [0, " + std::to_string(other.rows()) + "), came " +
+                                    std::to_string(index));
         }
     }
     const std::size_t before = rows_;

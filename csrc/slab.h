@@ -1,7 +1,8 @@
-// The raw rows of a batch, column by column: what a request is decoded into, what a column program reads, what a capture keeps.
+// The raw rows of a batch, column by column: what a request is decoded into, what a column program reads, what a
+// capture keeps.
 //
-// A slab owns its memory. One thread at a time may touch it; whoever holds it hands it on whole. Rows are appended at the end
-// and dropped all at once, so that the buffers are allocated once and reused for every batch.
+// A slab owns its memory. One thread at a time may touch it; whoever holds it hands it on whole. Rows are appended at
+// the end and dropped all at once, so that the buffers are allocated once and reused for every batch.
 //
 // Storage by type:   real, boolean  float32, NaN = missing (a boolean holds 0 or 1)
 //                    integer        int64, INT64_MIN = missing
@@ -64,7 +65,9 @@ struct Column {
 
 class Slab {
   public:
-    explicit Slab(std::shared_ptr<const Schema> schema) : schema_(std::move(schema)), columns_(schema_->fields.size()) { clear(); }
+    explicit Slab(std::shared_ptr<const Schema> schema) : schema_(std::move(schema)), columns_(schema_->fields.size()) {
+        clear();
+    }
 
     const Schema& schema() const { return *schema_; }
     const std::shared_ptr<const Schema>& shared_schema() const { return schema_; }
@@ -96,9 +99,9 @@ class Slab {
     // Called by a writer once every column has `rows` rows.
     void commit(std::size_t rows) { rows_ = rows; }
 
-    // Appends rows of another slab of an equal schema: [start, stop), or those at `indices`, in their order. On an exception
-    // the slab is as before. Throws std::invalid_argument (schemas differ, itself), std::out_of_range, std::length_error (a
-    // string column beyond 2 GiB).
+    // Appends rows of another slab of an equal schema: [start, stop), or those at `indices`, in their order. On an
+    // exception the slab is as before. Throws std::invalid_argument (schemas differ, itself), std::out_of_range,
+    // std::length_error (a string column beyond 2 GiB).
     void extend(const Slab& other, std::size_t start, std::size_t stop);
     void extend(const Slab& other, std::span<const std::int32_t> indices);
 
@@ -113,7 +116,8 @@ class Slab {
     std::size_t rows_ = 0;
 };
 
-// Grows a string column's bytes by `count` and returns where they start; throws std::length_error where int32 offsets end.
+// Grows a string column's bytes by `count` and returns where they start; throws std::length_error where int32 offsets
+// end.
 char* grow_text(Column& column, std::size_t count);
 
 const char* type_name(Type type);

@@ -20,8 +20,11 @@ namespace py = pybind11;
 namespace trimtab {
 namespace {
 
-// Below this a copy is shorter than handing the GIL over and back.
-constexpr std::size_t kReleaseBytes = std::size_t{1} << 20;
+// Whether copying so many rows takes long enough (some 100 us) that the GIL is worth handing over.
+bool is_long(const Slab& slab, std::size_t rows) {
+    constexpr std::size_t bytes = std::size_t{1} << 20;
+    return rows > bytes / sizeof(float) / slab.schema().fields.size();
+}
 
 // A read-only view that holds its own count on the buffer.
 template <class T>
@@ -43,19 +46,22 @@ py::array view(const Buffer<T>& buffer, std::size_t size) {
 const Column& column_at(const Slab& slab, py::ssize_t index, bool matches(Type), const char* expected) {
     const auto count = static_cast<py::ssize_t>(slab.schema().fields.size());
     if (index < 0 || index >= count) {
-        throw std::out_of_range("expected a column within [0, " + std::to_string(count) + "), came " + std::to_string(index));
+        throw std::out_of_range("expected a column within [0, " + std::to_string(count) + "), came " +
+                                std::to_string(index));
     }
     const Field& field = slab.schema().fields[static_cast<std::size_t>(index)];
     if (!matches(field.type)) {
-        throw std::invalid_argument("column \"" + field.name + "\" is " + type_name(field.type) + ", expected " + expected);
+        throw std::invalid_argument("column \"" + field.name + "\" is " + type_name(field.type) + ", expected " +
+                                    expected);
     }
     return slab.column(static_cast<std::size_t>(index));
 }
 
-std::shared_ptr<Schema> make_schema(const std::vector<std::string>& names, const std::vector<std::string>& types, std::size_t keys) {
+std::shared_ptr<Schema> make_schema(const std::vector<std::string>& names, const std::vector<std::string>& types,
+                                    std::size_t keys) {
     if (names.size() != types.size()) {
-        throw std::invalid_argument("expected one type for each name, came " + std::to_string(names.size()) + " names and " +
-                                    std::to_string(types.size()) + " types");
+        throw std::invalid_argument("expected one type for each name, came " + std::to_string(names.size()) +
+                                    " names and " + std::to_string(types.size()) + " types");
     }
     std::vector<Field> fields;
     fields.reserve(names.size());
@@ -76,32 +82,41 @@ std::vector<std::string> types_of(const Schema& schema) {
 }
 
 std::string describe(const Schema& schema) {
-    return py::str("Schema({}, {}, keys={})").format(names_of(schema), types_of(schema), schema.keys).cast<std::string>();
+    return py::str("Schema({}, {}, keys={})")
+        .format(names_of(schema), types_of(schema), schema.keys)
+        .cast<std::string>();
 }
 
-py::ssize_t hash_of(const Schema& schema) { return py::hash(py::make_tuple(py::tuple(py::cast(names_of(schema))), py::tuple(py::cast(types_of(schema))), schema.keys)); }
+py::ssize_t hash_of(const Schema& schema) {
+    return py::hash(
+        py::make_tuple(py::tuple(py::cast(names_of(schema))), py::tuple(py::cast(types_of(schema))), schema.keys));
+}
 
-void extend(Slab& slab, const Slab& other, const std::optional<py::array>& indices, py::ssize_t start, py::ssize_t stop) {
+void extend(Slab& slab, const Slab& other, const std::optional<py::array>& indices, py::ssize_t start,
+            py::ssize_t stop) {
     if (!indices) {
         const auto rows = static_cast<py::ssize_t>(other.rows());
         if (stop == -1) stop = rows;
         if (start < 0 || stop < start) {
-            throw std::out_of_range("expected rows within [0, " + std::to_string(rows) + "), came [" + std::to_string(start) + ", " +
-                                    std::to_string(stop) + ")");
+            throw std::out_of_range("expected rows within [0, " + std::to_string(rows) + "), came [" +
+                                    std::to_string(start) + ", " + std::to_string(stop) + ")");
         }
         const auto first = static_cast<std::size_t>(start);
         const auto last = static_cast<std::size_t>(stop);
-        if (other.size_bytes() < kReleaseBytes) return slab.extend(other, first, last);
+        if (!is_long(slab, last - first)) return slab.extend(other, first, last);
         py::gil_scoped_release released;
         return slab.extend(other, first, last);
     }
     if (start != 0 || stop != -1) throw std::invalid_argument("expected either indices or start and stop, came both");
-    if (!indices->dtype().equal(py::dtype::of<std::int32_t>()) || indices->ndim() != 1 || !(indices->flags() & py::array::c_style)) {
+    if (!indices->dtype().equal(py::dtype::of<std::int32_t>()) || indices->ndim() != 1 ||
+        !(indices->flags() & py::array::c_style)) {
         throw std::invalid_argument("indices: expected a contiguous int32 array of one dimension, came " +
-                                    py::repr(indices->dtype()).cast<std::string>() + " of " + std::to_string(indices->ndim()));
+                                    py::repr(indices->dtype()).cast<std::string>() + " of " +
+                                    std::to_string(indices->ndim()));
     }
-    const std::span<const std::int32_t> taken(static_cast<const std::int32_t*>(indices->data()), static_cast<std::size_t>(indices->size()));
-    if (taken.size_bytes() * slab.schema().fields.size() < kReleaseBytes) return slab.extend(other, taken);
+    const std::span<const std::int32_t> taken(static_cast<const std::int32_t*>(indices->data()),
+                                              static_cast<std::size_t>(indices->size()));
+    if (!is_long(slab, taken.size())) return slab.extend(other, taken);
     py::gil_scoped_release released;
     slab.extend(other, taken);
 }
@@ -109,7 +124,8 @@ void extend(Slab& slab, const Slab& other, const std::optional<py::array>& indic
 // --- append_columns: whole columns from NumPy ------------------------------------------------------------------------
 
 [[noreturn]] void fail_column(const Field& field, const std::string& expected, const std::string& came) {
-    throw std::invalid_argument("column \"" + field.name + "\" (" + type_name(field.type) + "): expected " + expected + ", came " + came);
+    throw std::invalid_argument("column \"" + field.name + "\" (" + type_name(field.type) + "): expected " + expected +
+                                ", came " + came);
 }
 
 template <class T>
@@ -126,7 +142,8 @@ void append_reals(const Field& field, Column& column, const py::handle& value) {
     const auto values = elements<float>(field, value, "a contiguous float32 array");
     if (field.type == Type::boolean) {
         for (const float number : values) {
-            if (!(number == 0.0F || number == 1.0F || std::isnan(number))) fail_column(field, "0, 1 or NaN", std::to_string(number));
+            if (!(number == 0.0F || number == 1.0F || std::isnan(number)))
+                fail_column(field, "0, 1 or NaN", std::to_string(number));
         }
     }
     column.reals.insert(column.reals.end(), values.begin(), values.end());
@@ -138,17 +155,20 @@ void append_integers(const Field& field, Column& column, const py::handle& value
 }
 
 template <class Offset>
-void append_texts(const Field& field, Column& column, std::span<const Offset> offsets, std::span<const std::uint8_t> bytes) {
+void append_texts(const Field& field, Column& column, std::span<const Offset> offsets,
+                  std::span<const std::uint8_t> bytes) {
     if (offsets.empty()) fail_column(field, "rows + 1 offsets", "none");
     const auto size = static_cast<std::int64_t>(bytes.size());
     for (std::size_t i = 0; i < offsets.size(); ++i) {
         const std::int64_t low = i == 0 ? 0 : offsets[i - 1];
         if (offsets[i] < low || offsets[i] > size) {
-            fail_column(field, "ascending offsets within " + std::to_string(size) + " bytes", std::to_string(offsets[i]) + " at " + std::to_string(i));
+            fail_column(field, "ascending offsets within " + std::to_string(size) + " bytes",
+                        std::to_string(offsets[i]) + " at " + std::to_string(i));
         }
     }
     const auto first = static_cast<std::size_t>(offsets.front());
-    const std::string_view text(reinterpret_cast<const char*>(bytes.data()) + first, static_cast<std::size_t>(offsets.back()) - first);
+    const std::string_view text(reinterpret_cast<const char*>(bytes.data()) + first,
+                                static_cast<std::size_t>(offsets.back()) - first);
     // Valid as a whole and no offset inside a character: then every row is valid.
     const auto splits = [&](Offset offset) {
         return offset < offsets.back() && (bytes[static_cast<std::size_t>(offset)] & 0xC0U) == 0x80U;
@@ -159,18 +179,23 @@ void append_texts(const Field& field, Column& column, std::span<const Offset> of
     const std::int64_t base = static_cast<std::int64_t>(column.offsets.back()) - offsets.front();
     char* place = grow_text(column, text.size());
     if (!text.empty()) std::memcpy(place, text.data(), text.size());
-    column.offsets.reserve(column.offsets.size() + offsets.size() - 1);
-    for (const Offset offset : offsets.subspan(1)) column.offsets.push_back(static_cast<std::int32_t>(base + offset));
+    const std::size_t rows = column.offsets.size();
+    column.offsets.resize(rows + offsets.size() - 1);
+    for (std::size_t i = 1; i < offsets.size(); ++i) {
+        column.offsets[rows + i - 1] = static_cast<std::int32_t>(base + offsets[i]);
+    }
 }
 
 void append_strings(const Field& field, Column& column, const py::handle& value) {
     constexpr const char* expected = "a pair of int32 or int64 offsets [rows + 1] and uint8 bytes, contiguous";
-    if (!py::isinstance<py::tuple>(value) || py::len(value) != 2) fail_column(field, expected, py::str(py::type::of(value).attr("__name__")));
+    if (!py::isinstance<py::tuple>(value) || py::len(value) != 2)
+        fail_column(field, expected, py::str(py::type::of(value).attr("__name__")));
     const auto pair = py::reinterpret_borrow<py::tuple>(value);
     const py::object offsets = pair[0];
     const py::object bytes = pair[1];
     const auto text = elements<std::uint8_t>(field, bytes, expected);
-    if (py::isinstance<py::array>(offsets) && py::reinterpret_borrow<py::array>(offsets).dtype().equal(py::dtype::of<std::int64_t>())) {
+    if (py::isinstance<py::array>(offsets) &&
+        py::reinterpret_borrow<py::array>(offsets).dtype().equal(py::dtype::of<std::int64_t>())) {
         append_texts(field, column, elements<std::int64_t>(field, offsets, expected), text);
     } else {
         append_texts(field, column, elements<std::int32_t>(field, offsets, expected), text);
@@ -180,7 +205,8 @@ void append_strings(const Field& field, Column& column, const py::handle& value)
 void append_columns(Slab& slab, const py::sequence& columns) {
     const Schema& schema = slab.schema();
     if (columns.size() != schema.fields.size()) {
-        throw std::invalid_argument("expected " + std::to_string(schema.fields.size()) + " columns, came " + std::to_string(columns.size()));
+        throw std::invalid_argument("expected " + std::to_string(schema.fields.size()) + " columns, came " +
+                                    std::to_string(columns.size()));
     }
     const std::size_t before = slab.rows();
     std::size_t after = before;
@@ -191,12 +217,23 @@ void append_columns(Slab& slab, const py::sequence& columns) {
             std::size_t rows = 0;
             switch (field.type) {
                 case Type::real:
-                case Type::boolean: append_reals(field, column, columns[i]); rows = column.reals.size(); break;
-                case Type::integer: append_integers(field, column, columns[i]); rows = column.integers.size(); break;
-                case Type::string: append_strings(field, column, columns[i]); rows = column.offsets.size() - 1; break;
+                case Type::boolean:
+                    append_reals(field, column, columns[i]);
+                    rows = column.reals.size();
+                    break;
+                case Type::integer:
+                    append_integers(field, column, columns[i]);
+                    rows = column.integers.size();
+                    break;
+                case Type::string:
+                    append_strings(field, column, columns[i]);
+                    rows = column.offsets.size() - 1;
+                    break;
             }
             if (i == 0) after = rows;
-            if (rows != after) fail_column(field, std::to_string(after - before) + " rows as the first column", std::to_string(rows - before));
+            if (rows != after)
+                fail_column(field, std::to_string(after - before) + " rows as the first column",
+                            std::to_string(rows - before));
         }
     } catch (...) {
         slab.truncate(before);
@@ -212,35 +249,46 @@ bool is_strings(Type type) { return type == Type::string; }
 }  // namespace
 
 void bind_slab(py::module_& module) {
-    py::class_<Schema, std::shared_ptr<Schema>>(module, "Schema", "The typed columns of a model's requests, in order; immutable.")
+    py::class_<Schema, std::shared_ptr<Schema>>(module, "Schema",
+                                                "The typed columns of a model's requests, in order; immutable.")
         .def(py::init(&make_schema), py::arg("names"), py::arg("types"), py::arg("keys") = 0)
         .def_property_readonly("names", &names_of)
         .def_property_readonly("types", &types_of)
         .def_readonly("keys", &Schema::keys)
         .def("__len__", [](const Schema& schema) { return schema.fields.size(); })
-        .def("__eq__", [](const Schema& a, const py::object& b) { return py::isinstance<Schema>(b) && a == b.cast<const Schema&>(); })
+        .def("__eq__", [](const Schema& a,
+                          const py::object& b) { return py::isinstance<Schema>(b) && a == b.cast<const Schema&>(); })
         .def("__hash__", &hash_of)
         .def("__repr__", &describe);
 
     py::class_<Slab>(module, "Slab", "Rows of a schema, column by column. One thread at a time may touch it.")
         .def(py::init([](std::shared_ptr<Schema> schema) { return Slab(std::move(schema)); }), py::arg("schema"))
         .def_property_readonly("rows", &Slab::rows)
-        .def_property_readonly("schema", [](const Slab& slab) { return std::const_pointer_cast<Schema>(slab.shared_schema()); })
+        .def_property_readonly("schema",
+                               [](const Slab& slab) { return std::const_pointer_cast<Schema>(slab.shared_schema()); })
         .def_property_readonly("nbytes", &Slab::size_bytes)
         .def("__len__", &Slab::rows)
         .def("clear", &Slab::clear)
         .def(
             "truncate",
             [](Slab& slab, std::size_t rows) {
-                if (rows > slab.rows()) throw std::out_of_range("expected at most " + std::to_string(slab.rows()) + " rows, came " + std::to_string(rows));
+                if (rows > slab.rows())
+                    throw std::out_of_range("expected at most " + std::to_string(slab.rows()) + " rows, came " +
+                                            std::to_string(rows));
                 slab.truncate(rows);
             },
             py::arg("rows"))
         .def(
-            "reals", [](const Slab& slab, py::ssize_t i) { return view(column_at(slab, i, is_reals, "real or boolean").reals, slab.rows()); },
+            "reals",
+            [](const Slab& slab, py::ssize_t i) {
+                return view(column_at(slab, i, is_reals, "real or boolean").reals, slab.rows());
+            },
             py::arg("column"))
         .def(
-            "integers", [](const Slab& slab, py::ssize_t i) { return view(column_at(slab, i, is_integers, "integer").integers, slab.rows()); },
+            "integers",
+            [](const Slab& slab, py::ssize_t i) {
+                return view(column_at(slab, i, is_integers, "integer").integers, slab.rows());
+            },
             py::arg("column"))
         .def(
             "strings",
@@ -249,7 +297,8 @@ void bind_slab(py::module_& module) {
                 return py::make_tuple(view(column.offsets, slab.rows() + 1), view(column.bytes, column.bytes.size()));
             },
             py::arg("column"))
-        .def("extend", &extend, py::arg("other"), py::arg("indices") = py::none(), py::arg("start") = 0, py::arg("stop") = -1)
+        .def("extend", &extend, py::arg("other"), py::arg("indices") = py::none(), py::arg("start") = 0,
+             py::arg("stop") = -1)
         .def("append_columns", &append_columns, py::arg("columns"));
 }
 

@@ -9,7 +9,8 @@ namespace {
 
 bool continues(unsigned char byte) noexcept { return (byte & 0xC0U) == 0x80U; }
 
-// Length of the well-formed multi-byte sequence at the start of `text` (table 3-7 of the Unicode standard), 0 if there is none.
+// Length of the well-formed multi-byte sequence at the start of `text` (table 3-7 of the Unicode standard), 0 if there
+// is none.
 std::size_t sequence_length(const unsigned char* text, std::size_t size) noexcept {
     const unsigned char lead = text[0];
     if (lead >= 0xC2 && lead <= 0xDF) return size >= 2 && continues(text[1]) ? 2 : 0;

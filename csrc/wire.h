@@ -1,8 +1,8 @@
 // The protobuf wire format: a reader that never leaves its bytes, and writers.
 //
-// The reader borrows the bytes; what it returns are views into them. It is as lenient as protobuf where messages of this
-// protocol may be (unknown fields, overlong varints) and stricter where no writer needs it: groups and varints that overflow
-// 64 bits are refused. It never recurses and never allocates.
+// The reader borrows the bytes; what it returns are views into them. It is as lenient as protobuf where messages of
+// this protocol may be (unknown fields, overlong varints) and stricter where no writer needs it: groups and varints
+// that overflow 64 bits are refused. It never recurses and never allocates.
 #pragma once
 
 #include <bit>
@@ -102,8 +102,8 @@ class Reader {
     const char* end_;
 };
 
-// Writers come in pairs with one interface, so that a message is described once: Counter finds its size, Writer writes it into
-// memory of that size.
+// Writers come in pairs with one interface, so that a message is described once: Counter finds its size, Writer writes
+// it into memory of that size.
 class Counter {
   public:
     std::size_t size() const { return size_; }
