@@ -48,10 +48,9 @@ class ProjectError(StoreError):
 
     code = "FAILED_PRECONDITION"
 
-    def __init__(self, *problems: str) -> None:
-        self.problems = problems
-        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-        super().__init__(problems[0] + more)
+    def __init__(self, first: str, *others: str) -> None:
+        self.problems = (first, *others)
+        super().__init__(f"{first} (and {len(others)} more)" if others else first)
 
 
 class InvalidId(StoreError, ValueError):

@@ -14,8 +14,9 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 import annotated_types
 from pydantic import BaseModel, BeforeValidator, ValidationError
 from pydantic.fields import FieldInfo
+from trimtab.kernels.schema import Transform
 from trimtab.store.durations import parse_duration
-from trimtab.store.settings import Settings
+from trimtab.store.settings import Settings, scalar_text
 
 __all__ = ["expectation", "explain", "is_duration", "known_fields", "section_of"]
 
@@ -177,6 +178,10 @@ def _expected(annotation: Any, metadata: Sequence[Any] = ()) -> str:
         return " or ".join(_expected(part) for part in get_args(annotation))
     if _has_duration(metadata):
         return _DURATION + (", more than 0" if _bounds(metadata) else "")
+    if any(isinstance(item, BeforeValidator) and item.func is scalar_text for item in metadata):
+        return "a value"
+    if annotation is Transform:
+        return "a name or table"
     if annotation is int:
         return " ".join(["an integer", *_bounds(metadata)])
     if annotation is float:
@@ -212,7 +217,13 @@ def _bounds(metadata: Sequence[Any]) -> list[str]:
 
 
 def _plural(expected: str) -> str:
-    words = {"a string": "strings", "a table": "tables", "a number": "numbers", "an integer": "integers"}
+    words = {
+        "a string": "strings",
+        "a name or table": "names or tables",
+        "a value": "values",
+        "a number": "numbers",
+        "an integer": "integers",
+    }
     for singular, plural in words.items():
         if expected.startswith(singular):
             return plural + expected[len(singular) :]

@@ -137,9 +137,9 @@ class Project:
         """The model of that name; without a name, the only one. Raises ProjectError."""
         known = ", ".join(repr(model.name) for model in self.models)
         if not name:
-            if len(self.models) > 1:
-                raise ProjectError(f"{PROJECT_FILE} has several models; name one of {known}")
-            return self.models[0]
+            if len(self.models) == 1:
+                return self.models[0]
+            raise ProjectError(f"{PROJECT_FILE} has several models; name one of {known}")
         for model in self.models:
             if model.name == name:
                 return model

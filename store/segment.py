@@ -74,7 +74,7 @@ class SegmentInfo:
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> SegmentInfo:
         """What to_dict gave. Raises TypeError, ValueError or KeyError on anything else."""
-        ids = {key: _Id.fromhex(data[key]) for key in ("first_id", "last_id")}
+        ids: dict[str, Any] = {key: _Id.fromhex(data[key]) for key in ("first_id", "last_id")}
         info = cls(**(data | ids))
         if Path(info.name).name != info.name or info.sequence < 0:
             raise ValueError(f"segment name {info.name!r}")

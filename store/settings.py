@@ -35,13 +35,14 @@ __all__ = [
     "SecuritySettings",
     "ServerSettings",
     "Settings",
+    "scalar_text",
 ]
 
 Duration = Annotated[int, BeforeValidator(parse_duration)]
 
 
-def _scalar_text(value: object) -> object:
-    """Class names and data values may be written bare: 1, true, 2013-02-01."""
+def scalar_text(value: object) -> object:
+    """A class or data value as text: it may be written bare, as 1, true or 2013-02-01."""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, datetime.date | datetime.time):
@@ -49,7 +50,7 @@ def _scalar_text(value: object) -> object:
     return str(value) if isinstance(value, int | float) else value
 
 
-Scalar = Annotated[str, BeforeValidator(_scalar_text)]
+Scalar = Annotated[str, BeforeValidator(scalar_text)]
 Port = Annotated[int, Field(ge=0, le=65535)]
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]

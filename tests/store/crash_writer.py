@@ -1,4 +1,4 @@
-"""What test_crash.py kills: `crash_writer.py KIND FOLDER` writes for ever and prints a line for what is acknowledged."""
+"""What test_crash.py kills: `crash_writer.py KIND FOLDER` writes for ever and prints what is acknowledged."""
 
 from __future__ import annotations
 
