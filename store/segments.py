@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import bisect
 import fcntl
+import logging
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -22,6 +23,8 @@ from trimtab.store.segment import INDEX, SegmentIndex, SegmentInfo, describe, in
 from trimtab.store.settings import CaptureSettings
 
 __all__ = ["SegmentFolder"]
+
+_log = logging.getLogger(__name__)
 
 _OPEN = ".open"
 _SEALED = ".arrow"
@@ -112,9 +115,13 @@ class SegmentFolder:
         self._publish(self._sequence + 1, table)
         opened, self._open = self._open, None
         self._batches, self.open_rows = [], 0
-        if opened is not None:
-            opened.remove()
-        self._expire()
+        # The rows are sealed: what fails from here on must not make the caller seal them again.
+        try:
+            if opened is not None:
+                opened.remove()
+            self._expire()
+        except StoreError as error:
+            _log.warning("%s; will be tried again", error)
         return table.num_rows
 
     def forget(self, request_ids: Sequence[bytes]) -> int:

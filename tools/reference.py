@@ -42,13 +42,13 @@ HEAD = """\
 # The project file: trimtab.toml
 
 `trimtab init DATA --label COLUMN` writes one, with every setting and its default in it. All commands read it from the
-folder that `-C` names (default: the current one). What it lacks takes the default; an unknown key or a wrong value is an
-error of one line that names the section and the key, what was expected and what came, and the nearest known key:
+folder that `-C` names (default: the current one). What it lacks takes the default; an unknown key or a wrong value is
+an error of one line that names the section and the key, what was expected and what came, and the nearest known key:
 
     trimtab.toml: [model.capture] unknown key 'max_byte'; did you mean 'max_bytes'?
 
-Durations are written `"30d"`, `"1h"`, `"90s"`, `"250ms"`, `"1d 12h"`, or as whole seconds. Data without a time column has
-one row a second, so there whole seconds count rows.
+Durations are written `"30d"`, `"1h"`, `"90s"`, `"250ms"`, `"1d 12h"`, or as whole seconds. Data without a time column
+has one row a second, so there whole seconds count rows.
 
 A small one, complete:
 

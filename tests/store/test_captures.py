@@ -466,6 +466,27 @@ def test_a_full_disk_drops_and_counts_then_recovers(make: Make, folder: Path, mo
     assert len(stored_ids(folder)) == 8
 
 
+def test_a_seal_whose_cleaning_up_fails_is_still_a_seal(
+    make: Make, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer = make(max_rows=10)
+    make_rows(8).offer(writer)
+    writer.flush()
+
+    def full(*_: object) -> None:
+        raise DiskFull("cannot append: no space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(segments_module.SegmentFolder, "_expire", full)
+        make_rows(8, 1).offer(writer)
+        assert writer.seal() == 16
+    assert writer.seal() == 0
+    assert len(stored_ids(folder)) == len(set(stored_ids(folder))) == 16
+    make_rows(4, 2).offer(writer)
+    writer.seal()
+    assert len(stored_ids(folder)) == 4
+
+
 def test_in_lockstep_a_full_disk_does_not_hang(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     writer = make(flush_rows=2, lockstep=True)
 

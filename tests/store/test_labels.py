@@ -143,6 +143,21 @@ def test_any_order_of_labels_against_an_oracle(
     reader.close()
 
 
+@given(st.permutations([(value, at) for at, value in enumerate([1.0, 0.0, 0.0, 1.0, 0.0])]), st.integers(1, 5))
+@settings(max_examples=30, deadline=None)
+def test_the_order_of_coming_does_not_change_what_holds(
+    tmp_path_factory: pytest.TempPathFactory, sent: list[tuple[float, int]], group: int
+) -> None:
+    path = tmp_path_factory.mktemp("labels") / "labels.sqlite"
+    store = LabelStore(path)
+    for i in range(0, len(sent), group):
+        send(store, *(label(value=value, at=at) for value, at in sent[i : i + group]))
+    store.close()
+    reader = LabelReader(path)
+    assert [(entry.value, entry.observed_at_us) for entry in reader.since(0) if entry.current] == [(0.0, 4)]
+    reader.close()
+
+
 @pytest.mark.parametrize(
     ("bad", "why"),
     [
