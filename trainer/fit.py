@@ -13,6 +13,7 @@ padded: the kernel that torch picks, and with it the last bits, depends on a bat
 from __future__ import annotations
 
 import contextlib
+import copy
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -203,7 +204,7 @@ def refresh(
     new: EncodedRows,
     history: RowSource,
     module: Network,
-    live: Network,
+    live: Network | None,
     task: Task,
     settings: RetrainSettings,
     *,
@@ -216,6 +217,8 @@ def refresh(
     """
     trainee = Trainee(module, task, learning_rate=settings.learning_rate, weight_decay=weight_decay, seed=settings.seed)
     trainee.load(state)
+    if live is None:
+        live = copy.deepcopy(module)
     challenger = np.empty((len(new), task.width), dtype=np.float32)
     serving = np.empty_like(challenger)
     losses: list[float] = []

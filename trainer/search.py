@@ -22,7 +22,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -51,6 +51,8 @@ TRIAL_ROWS = 30_000
 VALIDATION_ROWS = 10_000
 TRIAL_STEPS = 400
 PATIENCE = 2
+FOLDS = 3
+FEW_ROWS = 1000
 INNER_SHARE = 0.15
 
 
@@ -184,9 +186,7 @@ def fit_search(
 def _search(
     rows: EncodedRows, program: ColumnProgram, task: Task, settings: RetrainSettings, architecture: str, report: Report
 ) -> tuple[Recipe, list[dict[str, Any]]]:
-    cut = newest_block(rows.time_us, INNER_SHARE)
-    train = thinned(rows.slice(0, cut), TRIAL_ROWS)
-    validation = thinned(rows.slice(cut, len(rows)), VALIDATION_ROWS)
+    ground = _Ground(_folds(rows), program, task, settings)
     study = optuna.create_study(
         sampler=optuna.samplers.TPESampler(seed=settings.seed, n_startup_trials=4),
         pruner=optuna.pruners.MedianPruner(n_startup_trials=3, n_warmup_steps=2),
@@ -201,20 +201,18 @@ def _search(
         top = min(best, key=lambda item: item[0], default=(math.nan, recipe))
 
         def on_epoch(epoch: int, loss: float) -> None:
-            report(
-                Progress("trial", trial.number + 1, settings.search_trials, epoch, EPOCHS, loss, top[0], str(top[1]))
-            )
+            at = (trial.number + 1, settings.search_trials, epoch, EPOCHS)
+            report(Progress("trial", *at, loss, top[0], str(top[1])))
             trial.report(loss, epoch)
             if trial.should_prune():
                 raise optuna.TrialPruned
 
+        done.append({**recipe.config(settings.seed), "loss": math.inf})
         try:
-            loss, epochs = _try(recipe, train, validation, program, task, settings.seed, on_epoch)
+            loss, epochs = _try(recipe, ground, on_epoch)
         except TrainingFailed:
             raise optuna.TrialPruned from None
-        finally:
-            done.append({**recipe.config(settings.seed), "loss": math.inf})
-        found = Recipe(**{**asdict(recipe), "epochs": epochs})
+        found = replace(recipe, epochs=epochs)
         best.append((loss, found))
         done[-1] = {**found.config(settings.seed), "loss": loss}
         return loss
@@ -223,6 +221,31 @@ def _search(
     if not best:
         raise TrainingFailed("search: no trial ended with a finite loss")
     return min(best, key=lambda item: item[0])[1], done
+
+
+@dataclass(frozen=True)
+class _Ground:
+    """What trials are run on."""
+
+    folds: Sequence[tuple[EncodedRows, EncodedRows]]
+    """Training rows and the newer validation rows after them."""
+    program: ColumnProgram
+    task: Task
+    settings: RetrainSettings
+
+
+def _folds(rows: EncodedRows) -> list[tuple[EncodedRows, EncodedRows]]:
+    """Rolling origins: each of the newest FOLDS blocks is validated on by what came before it.
+
+    One block alone is a few days of one kind of weather, and picks the recipe that happens to suit them.
+    """
+    folds = []
+    stop = len(rows)
+    for _ in range(FOLDS if len(rows) >= FEW_ROWS else 1):
+        cut = newest_block(rows.time_us[:stop], INNER_SHARE * len(rows) / stop)
+        folds.append((thinned(rows.slice(0, cut), TRIAL_ROWS), thinned(rows.slice(cut, stop), VALIDATION_ROWS)))
+        stop = cut
+    return folds[::-1]
 
 
 def _first_trials(architecture: str) -> list[dict[str, Any]]:
@@ -245,27 +268,44 @@ def _suggested(trial: optuna.Trial, architecture: str) -> Recipe:
     return Recipe("mlp", tuple(map(int, widths.split("-"))), dropout, embedding, rate, decay)
 
 
-def _try(
-    recipe: Recipe,
-    train: EncodedRows,
-    validation: EncodedRows,
-    program: ColumnProgram,
-    task: Task,
-    seed: int,
-    on_epoch: Callable[[int, float], None],
-) -> tuple[float, int]:
-    """The best validation loss and the epoch that had it."""
-    module = build(recipe.config(seed), program, task)
-    best, at = math.inf, 0
-    for epoch in train_epochs(recipe, module, train, task, seed, TRIAL_STEPS):
-        losses = task.losses_of(score(module, task, validation), validation.labels)
-        loss = float(np.average(losses, weights=validation.weights))
+def _try(recipe: Recipe, ground: _Ground, on_epoch: Callable[[int, float], None]) -> tuple[float, int]:
+    """The recipe's loss over all folds, and after how many epochs it is best.
+
+    The number of epochs is chosen on models that stand still. What counts is then the loss of those models as they
+    would be used: refreshed over the validation rows chunk by chunk, each scored before it is trained on; where the
+    project does not retrain, that of the models as they are.
+    """
+    seed, task = ground.settings.seed, ground.task
+    modules = [build(recipe.config(seed), ground.program, task) for _ in ground.folds]
+    plans = [
+        train_epochs(recipe, module, train, task, seed, TRIAL_STEPS)
+        for module, (train, _) in zip(modules, ground.folds, strict=True)
+    ]
+    best, at, kept = math.inf, 0, [ChallengerState.start(module) for module in modules]
+    for epochs in zip(*plans, strict=True):
+        losses = [
+            _mean_loss(task, score(module, task, validation), validation)
+            for module, (_, validation) in zip(modules, ground.folds, strict=True)
+        ]
+        loss = float(np.mean(losses))
         if loss < best:
-            best, at = loss, epoch
-        on_epoch(epoch, loss)
-        if epoch - at >= PATIENCE:
+            best, at, kept = loss, epochs[0], [ChallengerState.start(module) for module in modules]
+        on_epoch(epochs[0], loss)
+        if epochs[0] - at >= PATIENCE:
             break
-    return best, at
+    if not ground.settings.enabled:
+        return best, at
+    refreshed = []
+    for state, module, (train, validation) in zip(kept, modules, ground.folds, strict=True):
+        result = refresh(
+            state, validation, train, module, None, task, ground.settings, weight_decay=recipe.weight_decay
+        )
+        refreshed.append(_mean_loss(task, result.predictions_challenger, validation))
+    return float(np.mean(refreshed)), at
+
+
+def _mean_loss(task: Task, predictions: NDArray[np.float32], rows: EncodedRows) -> float:
+    return float(np.average(task.losses_of(predictions, rows.labels), weights=rows.weights))
 
 
 # --- the holdout
@@ -287,7 +327,7 @@ def _held(
     if prequential:
         start = ChallengerState.start(module, cut)
         scratch = build(recipe.config(settings.seed), program, task)
-        result = refresh(start, newest, rows, scratch, module, task, settings, weight_decay=recipe.weight_decay)
+        result = refresh(start, newest, rows, scratch, None, task, settings, weight_decay=recipe.weight_decay)
         predictions = result.predictions_challenger
     else:
         predictions = score(module, task, newest)
