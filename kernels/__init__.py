@@ -1,1 +1,1 @@
-"""Column programs: from raw columns to a model's inputs, the same in training and in serving, with sketches and drift."""
+"""Column programs: raw columns to model inputs, the same in training and in serving; sketches and drift."""
