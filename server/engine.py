@@ -170,7 +170,7 @@ class Engine:
             engine=self,
             decoded=decoded,
             wanted=self._wanted(decoded.requested_outputs, table.live),
-            time_us=decoded.time_us or time.time_ns() // 1000,
+            time_us=time.time_ns() // 1000 if decoded.time_us is None else decoded.time_us,
             size=size,
             future=self._loop.create_future(),
         )
@@ -271,11 +271,10 @@ class Engine:
             [request.wanted for request in batch],
         )
         encoded = time.monotonic_ns()
+        # Counted first, so that whoever has an answer finds it in the statistics.
+        arrived = [request.arrived for request in batch]
+        self.counts.batch(version.number, arrived, slab.rows, (began, read, computed, encoded))
         self._call(_answer, batch, answers)
-        answered = time.monotonic_ns()
-        self.counts.batch(
-            version.number, [r.arrived for r in batch], slab.rows, (began, read, computed, encoded, answered)
-        )
         self._keep(batch, counts, ids, slab, version, predictions, window)
 
     def _read(self, batch: list[Request], slab: Slab) -> list[Request]:

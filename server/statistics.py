@@ -105,13 +105,13 @@ class ModelCounts:
         """Rows answered, by all versions."""
         return sum(counts.rows for counts in list(self.versions.values()))
 
-    def batch(self, version: int, arrived: Sequence[int], rows: int, marks: tuple[int, int, int, int, int]) -> None:
+    def batch(self, version: int, arrived: Sequence[int], rows: int, marks: tuple[int, int, int, int]) -> None:
         """Counts a batch that was answered.
 
-        `arrived`: each request's arrival; `marks`: when the batch was begun, read in, computed, encoded and handed
-        back. All in ns on the monotonic clock.
+        `arrived`: each request's arrival; `marks`: when the batch was begun, read in, computed and encoded.
+        All in ns on the monotonic clock.
         """
-        began, read, computed, encoded, answered = marks
+        began, read, computed, encoded = marks
         counts = self.versions.get(version)
         if counts is None:
             counts = self.versions[version] = VersionCounts()
@@ -119,7 +119,7 @@ class ModelCounts:
         add_queue, add_total = self.queue.add, self.total.add
         for instant in arrived:
             add_queue((began - instant) * 1e-9)
-            add_total((answered - instant) * 1e-9)
+            add_total((encoded - instant) * 1e-9)
         waited = began * requests - sum(arrived)
         self.compute.add((encoded - began) * 1e-9)
         self.sizes.add(rows)
@@ -127,7 +127,7 @@ class ModelCounts:
         counts.rows += rows
         counts.batches += 1
         counts.last_ms = time.time_ns() // 1_000_000
-        counts.success.add(waited + (answered - began) * requests, requests)
+        counts.success.add(waited + (encoded - began) * requests, requests)
         counts.queue.add(waited, requests)
         # As in Triton, a request's share of a stage is the whole stage of its batch.
         size = counts.sizes.get(rows)

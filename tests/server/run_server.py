@@ -1,0 +1,17 @@
+"""Serves a project in the foreground: `run_server.py DIRECTORY OPTIONS`, the options of `serve` as JSON."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+from trimtab.server.app import serve
+from trimtab.store.errors import ProjectError
+from trimtab.store.project import Project
+
+if __name__ == "__main__":
+    try:
+        project = Project.load(sys.argv[1])
+    except ProjectError as error:
+        sys.exit(f"trimtab: {error}")
+    sys.exit(serve(project, as_json=True, **json.loads(sys.argv[2])))
