@@ -86,6 +86,7 @@ class LabelStore:
 
         It fails with StoreError (DiskFull) where they cannot be stored; they are not stored then, and may be sent
         again.
+        It may be cancelled until their transaction begins, and then they are not stored either.
         """
         return self._put(_Work(lambda: self._store(labels), len(labels)))
 
@@ -150,6 +151,10 @@ class LabelStore:
 
     def _commit(self, group: Sequence[_Work]) -> None:
         """One transaction for the group: all of it lasts, or none."""
+        # From here on nobody can cancel; a future that was cancelled while it waited must not be resolved.
+        group = [work for work in group if work.future.set_running_or_notify_cancel()]
+        if not group:
+            return
         self._added = 0
         try:
             with sqlite_errors("write", self._path), self._transaction():

@@ -255,7 +255,7 @@ def test_numbering_goes_on_after_a_restart(make: Make, folder: Path) -> None:
 
 def test_the_oldest_segments_go_and_readers_notice(make: Make, folder: Path) -> None:
     writer = make(max_rows=25)
-    listed = []
+    listed: list[SegmentInfo] = []
     for seed in range(5):
         make_rows(10, seed).offer(writer)
         writer.seal()
@@ -451,7 +451,7 @@ def test_a_full_disk_drops_and_counts_then_recovers(make: Make, folder: Path, mo
         raise DiskFull("cannot write: no space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(segments_module.FrameFile, "append", full)
+        patch.setattr("trimtab.store.frames.FrameFile.append", full)
         patch.setattr(segments_module, "write_new", full)
         make_rows(7).offer(writer)
         writer.flush()

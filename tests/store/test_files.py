@@ -35,7 +35,7 @@ def test_a_full_disk_keeps_the_old_contents_and_says_so(
     def full(*_: object) -> int:
         raise OSError(code, os.strerror(code))
 
-    monkeypatch.setattr(files.os, "write", full)
+    monkeypatch.setattr("trimtab.store.files.os.write", full)
     with pytest.raises(DiskFull, match=r"cannot write .*live.json: .*free some space"):
         files.write_atomic(path, b"new")
     assert path.read_bytes() == b"old"

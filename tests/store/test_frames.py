@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from trimtab.store.errors import StoreError
 from trimtab.store.frames import FrameFile, recover
 
-SCHEMA = pa.schema([("number", pa.int64()), ("text", pa.utf8())])
+SCHEMA = pa.schema([pa.field("number", pa.int64()), pa.field("text", pa.utf8())])
 
 
 def batch(i: int) -> pa.RecordBatch:

@@ -38,7 +38,7 @@ def test_ids_grow_within_and_across_threads() -> None:
 
 def test_ids_grow_when_the_clock_goes_back(monkeypatch: pytest.MonkeyPatch) -> None:
     first = ids.new_request_id()
-    monkeypatch.setattr(ids.time, "time_ns", lambda: 1_000_000_000)
+    monkeypatch.setattr("trimtab.store.ids.time.time_ns", lambda: 1_000_000_000)
     assert first < ids.new_request_id() < ids.new_request_id()
 
 

@@ -241,6 +241,23 @@ def test_what_was_submitted_before_closing_is_stored(path: Path) -> None:
     assert all(future.result(0) == [A] * 100 for future in futures)
 
 
+def test_cancelling_what_waits_harms_nobody(store: LabelStore, path: Path) -> None:
+    """As when a caller goes away: another connection holds the writer up while one of two submissions is cancelled."""
+    blocker = sqlite3.connect(path, isolation_level=None)
+    blocker.execute("BEGIN IMMEDIATE")
+    running = store.submit([label(new_request_id())])
+    while not running.running():
+        pass
+    waiting, other = store.submit([label(new_request_id())]), store.submit([label(new_request_id())])
+    assert waiting.cancel()
+    assert not running.cancel()
+    blocker.execute("ROLLBACK")
+    blocker.close()
+    assert running.result(30) == other.result(30) == [A]
+    assert send(store, label(new_request_id())) == [A]
+    assert store.count() == 3
+
+
 def test_a_reader_before_there_is_a_database(path: Path) -> None:
     reader = LabelReader(path)
     assert (reader.last_sequence(), reader.since(0)) == (0, [])
