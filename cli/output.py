@@ -79,12 +79,18 @@ class Output:
         from rich.table import Table
         from rich.text import Text
 
-        table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
         for column in columns:
             table.add_column(column, justify="right" if column in right else "left", overflow="fold")
+        if title is not None:
+            print(title)
         for row in rows:
             table.add_row(*(Text("" if cell is None else str(cell)) for cell in row))
-        self.out.print(table)
+        console = self.out
+        with console.capture() as drawn:
+            console.print(table)
+        # Without the padding that Rich leaves at the ends of lines.
+        print("\n".join(line.rstrip() for line in drawn.get().rstrip().split("\n")), flush=True)
 
     @contextmanager
     def progress(self, text: str, total: float | None = None) -> Iterator[Task]:

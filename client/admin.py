@@ -20,11 +20,13 @@ from trimtab.client.wire import AsyncWire, Wire
 from trimtab.protos.v1 import trimtab_pb2 as trimtab
 from trimtab.protos.v1.trimtab_pb2_grpc import LifecycleStub
 
-__all__ = ["LONG", "QUICK", "STAGING", "AdminClient", "AsyncAdminClient", "Running", "running"]
+__all__ = ["CALLER", "LONG", "QUICK", "STAGING", "AdminClient", "AsyncAdminClient", "Running", "running"]
 
 QUICK = 10.0
 STAGING = 120.0
 LONG = 3600.0
+CALLER = "trimtab-caller"
+"""Metadata in which a caller says what it is; the trainer's promotions may be refused, a person's are not."""
 
 
 @dataclass(frozen=True)
@@ -50,10 +52,14 @@ def running(state: Path | str) -> Running | None:
 
 
 class AdminClient:
-    """Lifecycle, for threads. `socket`: path of the admin socket. Every call raises ClientError. A context manager."""
+    """Lifecycle, for threads. `socket`: path of the admin socket. `caller`: "trainer" for the trainer. A context
+    manager.
 
-    def __init__(self, socket: str | Path, *, retries: int = 4) -> None:
-        self._wire = Wire(str(socket), Backoff(retries))
+    Every call raises ClientError.
+    """
+
+    def __init__(self, socket: str | Path, *, retries: int = 4, caller: str = "") -> None:
+        self._wire = Wire(str(socket), Backoff(retries), ((CALLER, caller),) if caller else ())
         self._stub = LifecycleStub(self._wire.channel)
 
     def status(self, *, timeout: float | None = QUICK) -> trimtab.StatusResponse:
@@ -138,8 +144,8 @@ class AdminClient:
 class AsyncAdminClient:
     """As AdminClient, with coroutines."""
 
-    def __init__(self, socket: str | Path, *, retries: int = 4) -> None:
-        self._wire = AsyncWire(str(socket), Backoff(retries))
+    def __init__(self, socket: str | Path, *, retries: int = 4, caller: str = "") -> None:
+        self._wire = AsyncWire(str(socket), Backoff(retries), ((CALLER, caller),) if caller else ())
         self._stub = LifecycleStub(self._wire.channel)
 
     async def status(self, *, timeout: float | None = QUICK) -> trimtab.StatusResponse:

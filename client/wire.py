@@ -7,13 +7,13 @@ import asyncio
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeAlias
 
 import grpc
 from trimtab.client.errors import Cancelled, ClientError, InvalidInput, from_status
 from trimtab.client.retry import Backoff
 
-__all__ = ["AsyncWire", "Wire", "target"]
+__all__ = ["AsyncWire", "Metadata", "Wire", "target"]
 
 # gRPC's own retries are off: ours are the only ones. Sizes are the server's business. A connection that fails is
 # tried again within a second, so that a restarted server is found by the retries.
@@ -26,11 +26,7 @@ _OPTIONS = (
     ("grpc.max_reconnect_backoff_ms", 1000),
 )
 
-_Response = TypeVar("_Response", covariant=True)
-
-
-class _Call(Protocol[_Response]):
-    def __call__(self, request: Any, /, *, timeout: float | None = None) -> _Response: ...
+Metadata: TypeAlias = tuple[tuple[str, str], ...]
 
 
 def target(address: str) -> str:
@@ -43,8 +39,9 @@ def target(address: str) -> str:
 class Wire:
     """A channel for threads. Closing ends what is under way with Cancelled."""
 
-    def __init__(self, address: str, backoff: Backoff) -> None:
+    def __init__(self, address: str, backoff: Backoff, metadata: Metadata = ()) -> None:
         self.address = address
+        self.metadata = metadata
         self.backoff = backoff
         self.channel = grpc.insecure_channel(target(address), options=_OPTIONS)
         self._closed = threading.Event()
@@ -58,7 +55,7 @@ class Wire:
                 raise Cancelled("the client is closed")
             remaining = None if end is None else max(end - time.monotonic(), 0.0)
             try:
-                return method(request, timeout=remaining)
+                return method(request, timeout=remaining, metadata=self.metadata)
             except grpc.RpcError as error:
                 raised = _translated(error, self.address)
                 remaining = None if end is None else end - time.monotonic()
@@ -72,7 +69,7 @@ class Wire:
     def stream(self, method: Any, request: Any, timeout: float | None = None) -> Iterator[Any]:
         """The answers, one by one; not retried. Ending the iteration ends the call. Raises ClientError."""
         try:
-            call = method(request, timeout=timeout)
+            call = method(request, timeout=timeout, metadata=self.metadata)
         except ValueError as error:
             raise Cancelled(str(error)) from None
         try:
@@ -91,8 +88,9 @@ class Wire:
 class AsyncWire:
     """A channel for asyncio. To be made and used in one event loop."""
 
-    def __init__(self, address: str, backoff: Backoff) -> None:
+    def __init__(self, address: str, backoff: Backoff, metadata: Metadata = ()) -> None:
         self.address = address
+        self.metadata = metadata
         self.backoff = backoff
         self.channel = grpc.aio.insecure_channel(target(address), options=_OPTIONS)
         self._closed = False
@@ -106,7 +104,7 @@ class AsyncWire:
                 raise Cancelled("the client is closed")
             remaining = None if end is None else max(end - time.monotonic(), 0.0)
             try:
-                return await method(request, timeout=remaining)
+                return await method(request, timeout=remaining, metadata=self.metadata)
             except grpc.RpcError as error:
                 raised = _translated(error, self.address)
                 remaining = None if end is None else end - time.monotonic()
@@ -120,7 +118,7 @@ class AsyncWire:
 
     async def stream(self, method: Any, request: Any, timeout: float | None = None) -> AsyncIterator[Any]:
         """As Wire.stream."""
-        call = method(request, timeout=timeout)
+        call = method(request, timeout=timeout, metadata=self.metadata)
         try:
             async for answer in call:
                 yield answer

@@ -1,0 +1,121 @@
+"""`trimtab drift`: windows of served rows against the training data, from the running server or from state/."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from trimtab.cli.options import Directory, Json, Model
+
+if TYPE_CHECKING:
+    from trimtab.client import Drift, DriftFeature
+    from trimtab.store.project import Project
+
+__all__ = ["drift"]
+
+_SHOWN = 20
+
+
+def drift(
+    windows: Annotated[int, typer.Option("--windows", metavar="N", min=1, help="How many closed windows to show.")] = 1,
+    everything: Annotated[bool, typer.Option("--all", help=f"All features, not the {_SHOWN} largest effects.")] = False,
+    model: Model = "",
+    directory: Directory = Path("."),
+    as_json: Json = False,
+) -> None:
+    """Show how what is served differs from what the model was trained on: the newest closed windows, largest effect
+    first.
+
+    Effects do not grow with the number of rows; p-values are adjusted for looking at all features
+    (Benjamini-Hochberg). An alarm needs a small p-value and a large effect in several windows in a row
+    ([model.drift]). Drift informs; whether the model suffers is what realised quality says. Works without a server
+    too, from what lies in state/.
+
+    \b
+    Examples:
+      trimtab drift -C flights
+      trimtab drift --windows 10 --all --json
+    """
+    from dataclasses import asdict
+
+    from trimtab.cli.output import Output, when
+    from trimtab.store.project import Project
+
+    output = Output(as_json)
+    project = Project.load(directory)
+    settings = project.model(model or None)
+    found, running = _reports(project, settings.name, windows)
+    if not found:
+        output.say(
+            f"no window is closed yet: a window has {settings.drift.window_rows:,} served rows"
+            if settings.drift.enabled
+            else "drift is switched off: [model.drift] enabled"
+        )
+    for window in found:
+        shown = window.features if everything else window.features[:_SHOWN]
+        rest = len(window.features) - len(shown)
+        output.table(
+            ("feature", "PSI", "JS", "KS", "W1", "χ² p", "adjusted p", "missing", "was", "unseen", "windows", ""),
+            [_row(feature) for feature in shown],
+            title=(
+                f"{window.model} window {window.window}: {window.rows:,} rows, {when(window.start_us)} to "
+                f"{when(window.end_us)}, {window.alarms} alarms" + (f" ({rest} more features: --all)" if rest else "")
+            ),
+            right=("PSI", "JS", "KS", "W1", "χ² p", "adjusted p", "missing", "was", "unseen", "windows"),
+        )
+    output.result({"model": settings.name, "server": running, "windows": [asdict(window) for window in found]})
+
+
+def _row(feature: DriftFeature) -> tuple[object, ...]:
+    from trimtab.cli.output import number
+
+    by_name = {measure.name: measure for measure in feature.measures}
+
+    def value(name: str) -> str:
+        return number(by_name[name].value, 3) if name in by_name else "–"
+
+    chi = by_name.get("chi_square")
+    return (
+        feature.feature,
+        value("psi"),
+        value("jensen_shannon"),
+        value("kolmogorov_smirnov"),
+        value("wasserstein"),
+        number(chi.p_value, 3) if chi else "–",
+        number(feature.adjusted_p_value, 3),
+        f"{feature.missing_rate:.1%}",
+        f"{feature.reference_missing_rate:.1%}",
+        f"{feature.unseen_rate:.1%}",
+        feature.persistence,
+        "alarm" if feature.alarm else "",
+    )
+
+
+def _reports(project: Project, model: str, windows: int) -> tuple[list[Drift], bool]:
+    """The newest windows, newest last, and whether a server gave them."""
+    from trimtab.cli.running import server_of
+    from trimtab.client import Client, Unavailable
+
+    server = server_of(project)
+    if server is not None:
+        try:
+            with Client(server.grpc, model=model, retries=1) as client:
+                return client.drift(windows), True
+        except Unavailable:
+            pass  # it was killed, and left its file behind
+    return _from_disk(project, model, windows), False
+
+
+def _from_disk(project: Project, model: str, windows: int) -> list[Drift]:
+    from trimtab.client.messages import drifts
+    from trimtab.kernels.drift import DriftWindow
+    from trimtab.protos.v1.trimtab_pb2 import DriftResponse
+    from trimtab.server.drift import report_of
+    from trimtab.store.files import read_lines
+
+    path = project.model_state(model).drift
+    if not path.exists():
+        return []
+    lines = read_lines(path)[-windows:]
+    return drifts(DriftResponse(reports=[report_of(model, DriftWindow.from_json(line.decode())) for line in lines]))

@@ -1,0 +1,2 @@
+def render_report(made, data):
+    return "<html></html>"
