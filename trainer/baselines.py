@@ -117,11 +117,12 @@ def cron(
     order of time. `first` is version 1 as `fit_search` gave it; it answers until the schedule's first time after row
     `start`.
 
-    Nothing random is left: the same table, settings and code give the same predictions. Raises what `fit_search`
-    raises.
+    These models stand still between retrainings, and their recipes are chosen as such. Nothing random is left: the
+    same table, settings and code give the same predictions. Raises what `fit_search` raises.
     """
     from trimtab.trainer.search import fit_search
 
+    settings = settings.model_copy(update={"enabled": False})
     known = table.time_us if known_us is None else known_us
     fitted, retrain, trained, at_us = first, 0, first.rows_trained, int(table.time_us[start])
     times = scheduled_times(schedule, int(table.time_us[start]), int(table.time_us[-1]))

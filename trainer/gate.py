@@ -30,6 +30,8 @@ __all__ = ["Evidence", "Verdict", "decide"]
 
 POWER = 0.8
 """With which the smallest detectable difference would have been seen."""
+MOST_SPREAD = 1.5
+"""Half an interval's width, in margins, beyond which a test is put off until there is more evidence."""
 
 
 @dataclass(frozen=True)
@@ -88,9 +90,10 @@ def decide(evidence: Evidence, recipe: str, settings: GateSettings, alpha: float
         return Verdict(*untested, metrics)
     comparison = _compared(evidence, settings)
     metrics |= _measured(comparison, alpha)
-    if comparison.blocks < settings.min_blocks:
+    weak = _too_weak(comparison, settings, alpha, _unit(evidence))
+    if weak is not None:
         metrics["alpha"] = 0.0
-        return Verdict("undecided", _few_blocks(comparison, settings), metrics)
+        return Verdict("undecided", weak, metrics)
     verdict, reason = (_refresh if recipe == "refresh" else _search)(comparison, settings, alpha, _unit(evidence))
     if verdict == "promoted":
         slices = _slices(evidence, settings, alpha, metrics)
@@ -184,10 +187,19 @@ def _too_little(evidence: Evidence, settings: GateSettings) -> Found | None:
     return "undecided", f"There are {rows} rows of evidence, and at least {settings.min_rows} are needed."
 
 
-def _few_blocks(comparison: Comparison, settings: GateSettings) -> str:
+def _too_weak(comparison: Comparison, settings: GateSettings, alpha: float, unit: str) -> str | None:
+    """Why nothing can be tested on this evidence yet. A look that could hardly show anything would only waste error."""
+    if comparison.blocks < settings.min_blocks:
+        return (
+            f"The {comparison.rows} rows of evidence are {comparison.blocks} independent blocks of time "
+            f"({comparison.block_cohorts} cohorts each), and at least {settings.min_blocks} are needed."
+        )
+    spread = comparison.upper(alpha) - comparison.difference
+    if spread <= MOST_SPREAD * settings.margin:
+        return None
     return (
-        f"The {comparison.rows} rows of evidence are {comparison.blocks} independent blocks of time "
-        f"({comparison.block_cohorts} cohorts each), and at least {settings.min_blocks} are needed."
+        f"The evidence is too noisy to test: {_seen(comparison, unit)}, give or take {spread:.5f} at level
+        {alpha:.2g}, and " f"the margin is {settings.margin:g}."
     )
 
 
