@@ -10,6 +10,7 @@ private folder in the temporary one, named by the state folder's hash so that it
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
 import json
@@ -55,8 +56,10 @@ class StateLock:
             os.close(self._descriptor)
             who = f" (pid {holder})" if holder else ""
             raise StartError(f"another server{who} runs on {state}; stop it first") from None
-        os.ftruncate(self._descriptor, 0)
-        os.pwrite(self._descriptor, f"{os.getpid()}\n".encode(), 0)
+        # The pid only helps whoever is refused; a full disk is reported by what matters.
+        with contextlib.suppress(OSError):
+            os.ftruncate(self._descriptor, 0)
+            os.pwrite(self._descriptor, f"{os.getpid()}\n".encode(), 0)
 
     def release(self) -> None:
         """Lets another server have the folder."""

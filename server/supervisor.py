@@ -28,7 +28,10 @@ from trimtab.server.channel import TrainerChannel
 from trimtab.server.errors import Draining
 from trimtab.server.events import EventBus
 
-__all__ = ["Supervisor", "back_off"]
+__all__ = ["TRAINER", "Supervisor", "back_off"]
+
+TRAINER = (sys.executable, "-m", "trimtab.trainer")
+"""What is run, with -C and the project's folder."""
 
 _FIRST_DELAY, _LAST_DELAY, _FAILED_AFTER = 0.5, 60.0, 5
 _LOG_BYTES = 8 << 20
@@ -62,14 +65,12 @@ class Supervisor:
         log: Path,
         channel: TrainerChannel,
         events: EventBus,
-        *,
-        command: list[str] | None = None,
     ) -> None:
-        """Events of kind "trainer" tell of changes. `command` takes the place of the trainer, for tests."""
+        """Events of kind "trainer" tell of changes."""
         self.state = "absent"
         self.restarts = 0
         self.last_error = ""
-        self._command = command or [sys.executable, "-m", "trimtab.trainer", "-C", str(directory)]
+        self._command = [*TRAINER, "-C", str(directory)]
         self._directory = directory
         self._log_path = log
         self._channel = channel
