@@ -198,8 +198,8 @@ def _too_weak(comparison: Comparison, settings: GateSettings, alpha: float, unit
     if spread <= MOST_SPREAD * settings.margin:
         return None
     return (
-        f"The evidence is too noisy to test: {_seen(comparison, unit)}, give or take {spread:.5f} at level
-        {alpha:.2g}, and " f"the margin is {settings.margin:g}."
+        f"The evidence is too noisy to test: {_seen(comparison, unit)}, give or take {spread:.5f} at level "
+        f"{alpha:.2g}, and the margin is {settings.margin:g}."
     )
 
 
