@@ -1,14 +1,14 @@
 """The trials of a search: which recipes are tried, on which rows, and which one wins.
 
-Every trial is validated on rolling origins: the newest FOLDS blocks of rows, each by a model that saw only what came before.
-Its work is bounded, at most TRIAL_ROWS rows (drawn evenly over time) and TRIAL_STEPS steps a fold, so that a search over a
-year of data costs about what one over a month does. The first trials are fixed recipes that are known to do: a search never
-ends below them on its validation rows.
+Every trial is validated on rolling origins: the newest FOLDS blocks of rows, each by a model that saw only what came
+before. Its work is bounded, at most TRIAL_ROWS rows (drawn evenly over time) and TRIAL_STEPS steps a fold, so that a
+search over a year of data costs about what one over a month does. The first trials are fixed recipes that are known
+to do: a search never ends below them on its validation rows.
 
-Where the project retrains, recipes are judged as they will be used, refreshed chunk by chunk; and a perceptron is taken
-over a linear model that is not clearly better (by one standard error): what is searched on is the little that there was on
-the first day, and a model that goes on learning will need the room. On a year of flights, January prefers linear models by
-0.003 nats, and the perceptron is 0.005 nats ahead over the ten months that follow.
+Where the project retrains, recipes are judged as they will be used, refreshed chunk by chunk; and a perceptron is
+taken over a linear model that is not clearly better (by one standard error): what is searched on is the little that
+there was on the first day, and a model that goes on learning will need the room. On a year of flights, January
+prefers linear models by 0.003 nats, and the perceptron is 0.005 nats ahead over the ten months that follow.
 """
 
 from __future__ import annotations
@@ -107,7 +107,8 @@ def folds(rows: EncodedRows) -> list[tuple[EncodedRows, EncodedRows]]:
 
 
 def search_recipes(ground: Ground, architecture: str, report: Report) -> tuple[Recipe, list[dict[str, Any]]]:
-    """The winning recipe, and every trial's configuration and loss (infinite: given up early). Raises TrainingFailed."""
+    """The winning recipe, and every trial's configuration and loss (infinite: given up early). Raises
+    TrainingFailed."""
     settings = ground.settings
     tried: list[_Tried] = []
     trials: list[dict[str, Any]] = []
@@ -235,5 +236,3 @@ def _quiet_optuna() -> Iterator[None]:
         yield
     finally:
         optuna.logging.set_verbosity(before)
-
-
