@@ -2,14 +2,16 @@
 
 TrainerError        INTERNAL
 ├── RowsUnfit       FAILED_PRECONDITION  the rows given cannot be trained on: too few, one class only, no label known
-└── TrainingFailed  INTERNAL             training broke down: losses or weights that are not finite
+├── TrainingFailed  INTERNAL             training broke down: losses or weights that are not finite
+├── PickleRefused   DATA_LOSS            a row of the workflow database claims to be a pickle; it was not read
+└── ServerGone      UNAVAILABLE          there is no server for this folder, or it went away
 """
 
 from __future__ import annotations
 
 from typing import ClassVar
 
-__all__ = ["RowsUnfit", "TrainerError", "TrainingFailed"]
+__all__ = ["PickleRefused", "RowsUnfit", "ServerGone", "TrainerError", "TrainingFailed"]
 
 
 class TrainerError(Exception):
@@ -26,3 +28,15 @@ class RowsUnfit(TrainerError):
 
 class TrainingFailed(TrainerError):
     """Losses or weights became infinite or NaN; nothing of such a fit is kept."""
+
+
+class PickleRefused(TrainerError):
+    """Something stored wants to be unpickled. It is not."""
+
+    code = "DATA_LOSS"
+
+
+class ServerGone(TrainerError):
+    """The server that this trainer belongs to is not there."""
+
+    code = "UNAVAILABLE"

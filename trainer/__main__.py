@@ -1,0 +1,29 @@
+"""`python -m trimtab.trainer -C DIR`: what the server starts and supervises. People use `trimtab serve`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from trimtab.client.errors import ClientError
+from trimtab.kernels.errors import KernelError
+from trimtab.models.errors import ModelError
+from trimtab.store.errors import StoreError
+from trimtab.trainer.errors import TrainerError
+from trimtab.trainer.process import run_trainer
+
+
+def main() -> int:
+    """The exit status; errors on purpose are one line."""
+    parser = argparse.ArgumentParser(prog="python -m trimtab.trainer", description=__doc__)
+    parser.add_argument("-C", dest="directory", type=Path, default=Path(), help="folder of trimtab.toml")
+    try:
+        return run_trainer(parser.parse_args().directory)
+    except (TrainerError, StoreError, ModelError, KernelError, ClientError) as error:
+        print(f"trainer: {error}", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,272 @@
+"""The trainer process: attends the server, deals with its commands one after the other, and leaves when it goes.
+
+Threads: gRPC's threads carry the stream; the main thread takes commands in order and does all the work, so nothing
+here is shared but the queue of reports. A command is acknowledged once it is dealt with; after a restart the server
+sends again what was not, and every command may be met twice.
+
+  advance   read what was sealed and labelled, join, retrain while a trigger fires, report quality
+  drift     remember the alarms of a closed window
+  retrain   what a person asked for
+  shutdown  leave
+
+It runs at low priority and never takes serving's cores by force: torch has one thread here, and the operating system
+gives a nice 10 process what serving leaves. Turned down: changing the number of threads with the load, which would
+change the order of sums, and with it the weights.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import queue
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from trimtab.client.admin import AdminClient, running
+from trimtab.client.errors import Cancelled, ClientError, Unavailable
+from trimtab.protos.v1 import trimtab_pb2 as pb
+from trimtab.store.manifest import Decision
+from trimtab.store.project import Project
+from trimtab.store.settings import ModelSettings
+from trimtab.store.versions import VersionStore
+from trimtab.trainer import durable, workflow
+from trimtab.trainer.dataset import Dataset
+from trimtab.trainer.errors import ServerGone
+from trimtab.trainer.outbox import Outbox
+from trimtab.trainer.quality import Quality
+from trimtab.trainer.steps import Steps
+from trimtab.trainer.tracking import Tracker
+from trimtab.trainer.triggers import TriggerState, decide_trigger
+
+__all__ = ["run_trainer"]
+
+FLUSH_SECONDS = 5.0
+"""Longest time that leaving waits for MLflow to be told."""
+
+
+class ModelTrainer:
+    """One model's data, triggers and steps."""
+
+    def __init__(self, project: Project, model: ModelSettings, admin: AdminClient, reports: Reports) -> None:
+        self.model = model
+        self.dataset = Dataset(model, project.model_state(model.name))
+        self.quality = Quality(self.dataset.task)
+        self.tracker = Tracker(project, model, Outbox(project.model_state(model.name).outbox))
+
+        def on_event(kind: str, version: int, message: str) -> None:
+            reports.event(pb.Event(kind=kind, model_name=model.name, version=version, message=message))
+
+        self.steps = Steps(project, model, self.dataset, admin, teller=self.tracker, on_event=on_event)
+        self._reports = reports
+
+    def advance(self, now_us: int) -> None:
+        """Deals with everything up to a data time."""
+        part = self.dataset.advance(now_us)
+        state = self.steps.state
+        if now_us > state.data_time_us:
+            state = state.with_(data_time_us=now_us)
+        if part is not None:
+            self.quality.add(part)
+            if state.started_us is None:
+                state = state.with_(started_us=int(part.table.time_us[0]))
+        self.steps.state = state
+        while (found := decide_trigger(self._trigger_state(), self.model.retrain, now_us)) is not None:
+            before = self.steps.state.workflows
+            cause = f"{self.dataset.end_of(self.dataset.marks)}-{before + 1}"
+            self.retrain(found.recipe, found.trigger, workflow.workflow_id(self.model.name, found.recipe, cause))
+            if self.steps.state.workflows == before:
+                break  # It could not even be concluded; the next advance tries again.
+        for realised in self.quality.news():
+            self._reports.quality(
+                pb.QualityReport(
+                    model_name=self.model.name,
+                    version=realised.version,
+                    rows=realised.rows,
+                    metrics=realised.metrics,
+                )
+            )
+
+    def drift(self, report: pb.DriftReport) -> None:
+        """Remembers a window's alarms for the drift trigger."""
+        state = self.steps.state
+        if report.window <= state.drift_window:
+            return
+        alarms = {*state.alarms, *(feature.feature for feature in report.features if feature.alarm)}
+        self.steps.state = state.with_(alarms=tuple(sorted(alarms)), drift_window=report.window)
+        self.steps.state.save(self.steps.paths.trainer)
+
+    def retrain(self, recipe: str, trigger: str, identity: str) -> dict[str, Any]:
+        """Runs one workflow; its outcome."""
+        outcome = workflow.run(self.model.name, identity, recipe, trigger)
+        self._reports.workflows += 1
+        return outcome
+
+    def close(self) -> None:
+        """Tells MLflow what is left, within FLUSH_SECONDS."""
+        self.tracker.close(FLUSH_SECONDS)
+        self.dataset.close()
+
+    def _trigger_state(self) -> TriggerState:
+        state = self.steps.state
+        loss, rows = self.quality.recent_loss() if self.model.retrain.on_quality else (float("nan"), 0)
+        return TriggerState(
+            labels=self.dataset.end_of(self.dataset.marks) - self.dataset.end_of(state.marks),
+            started_us=state.started_us,
+            retrained_us=state.retrained_us,
+            searched_us=state.searched_us,
+            alarms=state.alarms,
+            quality_loss=loss,
+            quality_rows=rows,
+            expected_loss=float("nan") if state.expected_loss is None else state.expected_loss,
+        )
+
+
+class Reports:
+    """What the trainer says, from any thread, as the stream of reports that gRPC sends."""
+
+    def __init__(self) -> None:
+        self.workflows = 0
+        self._queue: queue.SimpleQueue[pb.TrainerReport | None] = queue.SimpleQueue()
+        self._step = ""
+        self._acknowledged = 0
+        self._quality: list[pb.QualityReport] = []
+        self._events: list[pb.Event] = []
+
+    def stream(self) -> Iterator[pb.TrainerReport]:
+        """Until `end`."""
+        while (report := self._queue.get()) is not None:
+            yield report
+
+    def step(self, model: str, step: str) -> None:
+        """A step of a workflow begins; "" when the workflow has ended."""
+        self._step = f"{model}: {step}" if step else ""
+        self.send()
+
+    def quality(self, report: pb.QualityReport) -> None:
+        """Goes out with the next report."""
+        self._quality.append(report)
+
+    def event(self, event: pb.Event) -> None:
+        """Goes out with the next report."""
+        event.time_us = time.time_ns() // 1000
+        self._events.append(event)
+
+    def send(self, *, acknowledges: int = 0, retrained: pb.RetrainResponse | None = None, error: str = "") -> None:
+        """Sends where the trainer stands."""
+        self._acknowledged = max(self._acknowledged, acknowledges)
+        status = pb.TrainerStatus(
+            state="working" if self._step else "idle",
+            pid=os.getpid(),
+            step=self._step,
+            last_error=error,
+            workflows=self.workflows,
+            cpu_seconds=time.process_time(),
+        )
+        report = pb.TrainerReport(acknowledges=self._acknowledged, status=status, retrained=retrained)
+        report.quality.extend(self._quality)
+        report.events.extend(self._events)
+        self._quality, self._events = [], []
+        self._queue.put(report)
+
+    def end(self) -> None:
+        """Ends the stream."""
+        self._queue.put(None)
+
+
+def run_trainer(directory: Path) -> int:
+    """Runs until the server goes or says so; the exit status. Raises StoreError, TrainerError."""
+    with contextlib.suppress(OSError):
+        os.nice(10)
+    torch.set_num_threads(1)
+    project = Project.load(directory)
+    server = running(project.state)
+    if server is None:
+        raise ServerGone(f"no server is running for {directory}; the trainer runs beside one (`trimtab serve`)")
+    reports = Reports()
+    # SIGTERM ends the stream; the command under way is finished first.
+    signal.signal(signal.SIGTERM, lambda *_: reports.end())
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with AdminClient(server.admin) as admin:
+        trainers = {model.name: ModelTrainer(project, model, admin, reports) for model in project.models}
+        workflow.attach({name: trainer.steps for name, trainer in trainers.items()}, reports.step)
+        try:
+            with durable.running(project.state / "dbos.sqlite", _abandoned(project)):
+                workflow.pending()
+                for trainer in trainers.values():
+                    trainer.tracker.start()
+                return _attend(admin, trainers, reports, f"{server.pid}")
+        finally:
+            for trainer in trainers.values():
+                trainer.close()
+
+
+def _attend(admin: AdminClient, trainers: dict[str, ModelTrainer], reports: Reports, server: str) -> int:
+    reports.send()
+    try:
+        for command in admin.attend(reports.stream()):
+            kind = command.WhichOneof("command")
+            if kind == "shutdown":
+                reports.send(acknowledges=command.sequence)
+                reports.end()
+                return 0
+            retrained = _deal_with(command, trainers, server)
+            reports.send(acknowledges=command.sequence, retrained=retrained)
+    except (Unavailable, Cancelled):
+        return 0  # The server is gone, and with it the reason to be here.
+    except ClientError as error:
+        print(f"trainer: {error}", file=sys.stderr, flush=True)
+        return 1
+    return 0
+
+
+def _deal_with(command: pb.TrainerCommand, trainers: dict[str, ModelTrainer], server: str) -> pb.RetrainResponse | None:
+    kind = command.WhichOneof("command")
+    if kind == "advance":
+        for trainer in _named(trainers, command.advance.model_name):
+            trainer.advance(command.advance.data_time_us)
+    elif kind == "drift":
+        for trainer in _named(trainers, command.drift.model_name):
+            trainer.drift(command.drift)
+    elif kind == "retrain":
+        asked = command.retrain
+        for trainer in _named(trainers, asked.model_name):
+            recipe = asked.recipe or "refresh"
+            # The server counts commands from 1 each time that it starts.
+            identity = workflow.workflow_id(trainer.model.name, recipe, f"hand-{server}-{command.sequence}")
+            outcome = trainer.retrain(recipe, "hand", identity)
+            return pb.RetrainResponse(
+                workflow_id=identity,
+                version=outcome["version"],
+                verdict=outcome["verdict"],
+                reason=outcome["reason"],
+            )
+    return None
+
+
+def _named(trainers: dict[str, ModelTrainer], name: str) -> list[ModelTrainer]:
+    return [trainer for key, trainer in trainers.items() if not name or key == name]
+
+
+def _abandoned(project: Project) -> Any:
+    """Gives runs that cannot be resumed their one decision."""
+
+    def record(identity: str, why: str) -> None:
+        print(f"trainer: workflow {identity} is abandoned: {why}", file=sys.stderr, flush=True)
+        for model in project.models:
+            store = VersionStore(project.model_state(model.name).versions)
+            if not identity.startswith(f"{model.name}-"):
+                continue
+            number = store.allocate(identity)
+            if any(line.version == number for line in store.decisions()):
+                continue
+            if number in store.numbers():
+                store.decide(Decision(version=number, verdict="abandoned", reason=why))
+            else:
+                store.abandon(number, why)
+
+    return record
