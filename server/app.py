@@ -73,7 +73,8 @@ _log = logging.getLogger(__name__)
 _PUBLIC, _ADMIN = 0, 1
 # Messages of the largest size that may wait per model; more smaller ones, up to max_queue_size.
 _QUEUED_MESSAGES = 8
-_MOMENT = 0.5
+# Seconds: for what should be instant; without a call, after which clients have gone; to wait for that.
+_MOMENT, _QUIET, _LAME_DUCK = 0.5, 0.1, 2.0
 
 
 def serve(
@@ -313,15 +314,19 @@ class Server:
         return drained
 
     async def _drain(self, left: _Countdown) -> bool:
+        drained = True
         try:
             await asyncio.wait_for(self._transport.drained(), left())
+            # Closing the port under clients that still send ends their calls as CANCELLED, where UNAVAILABLE would have
+            # told them to send again. So they are told for a while, until they have gone elsewhere.
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._transport.drained(_QUIET), min(left(), _LAME_DUCK))
         except TimeoutError:
             _log.warning("not all accepted requests were answered within drain_seconds")
-            return False
-        finally:
-            # Handlers have returned; what they returned may still be on its way.
-            await self._transport.stop(_PUBLIC, _MOMENT)
-        return True
+            drained = False
+        # Handlers have returned; what they returned may still be on its way.
+        await self._transport.stop(_PUBLIC, _MOMENT)
+        return drained
 
 
 class _Countdown:

@@ -81,8 +81,8 @@ class Transport(Protocol):
         """Binds all listeners and returns their addresses as bound. Raises StartError."""
         ...
 
-    async def drained(self) -> None:
-        """Returns when no call of an `accepted` method is under way."""
+    async def drained(self, quiet: float = 0.0) -> None:
+        """Returns when no call of an `accepted` method is under way, and none came for `quiet` seconds."""
 
     async def stop(self, index: int, grace: float) -> None:
         """Closes listener `index`: no new calls; those under way have `grace` seconds, then are cancelled."""

@@ -48,7 +48,8 @@ class GrpcioTransport:
         ]
         self._servers: list[grpc.aio.Server] = []
         self._paths: list[Path | None] = []
-        self._accepted = 0
+        # Calls of accepted methods: under way, and ended.
+        self._accepted = self._ended = 0
         self._idle = asyncio.Event()
         self._idle.set()
 
@@ -65,9 +66,14 @@ class GrpcioTransport:
             await server.start()
         return addresses
 
-    async def drained(self) -> None:
-        """Returns when no call of an `accepted` method is under way."""
-        await self._idle.wait()
+    async def drained(self, quiet: float = 0.0) -> None:
+        """Returns when no call of an `accepted` method is under way, and none came for `quiet` seconds."""
+        while True:
+            await self._idle.wait()
+            ended = self._ended
+            await asyncio.sleep(quiet)
+            if self._idle.is_set() and ended == self._ended:
+                return
 
     async def stop(self, index: int, grace: float) -> None:
         """Closes listener `index`: no new calls; those under way have `grace` seconds, then are cancelled."""
@@ -135,6 +141,7 @@ class GrpcioTransport:
                 await context.abort(grpc.StatusCode[code], message)
             finally:
                 self._accepted -= accepted
+                self._ended += accepted
                 if not self._accepted:
                     self._idle.set()
                 observer(label, code)
