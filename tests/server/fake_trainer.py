@@ -1,7 +1,7 @@
 """Takes the trainer's place: attends, writes down each command, acknowledges it. `fake_trainer.py -C DIRECTORY`.
 
-Does as files in DIRECTORY say: `crash-KIND` (removed first): dies before acknowledging a command of that kind; `mute`: never
-attends.
+Does as files in DIRECTORY say: `crash-KIND` (removed first): dies before acknowledging a command of that kind;
+`mute`: never attends.
 """
 
 from __future__ import annotations

@@ -1,12 +1,14 @@
 """Serves a project in the foreground: `run_server.py DIRECTORY OPTIONS`, the options of `serve` as JSON.
 
-FAKE_TRAINER names a script that takes the trainer's place.
+FAKE_TRAINER names a script that takes the trainer's place. The option `file_bytes` bounds the size of files that are
+written (beyond it writes fail as on a full disk); stderr goes to stdout then, for it may be a file.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import resource
 import sys
 
 from trimtab.server import supervisor
@@ -17,8 +19,13 @@ from trimtab.store.project import Project
 if __name__ == "__main__":
     if script := os.environ.get("FAKE_TRAINER"):
         supervisor.TRAINER = (sys.executable, script)
+    options = json.loads(sys.argv[2])
+    if "file_bytes" in options:
+        os.dup2(1, 2)
+        limit = options.pop("file_bytes")
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
     try:
         project = Project.load(sys.argv[1])
     except ProjectError as error:
         sys.exit(f"trimtab: {error}")
-    sys.exit(serve(project, as_json=True, **json.loads(sys.argv[2])))
+    sys.exit(serve(project, as_json=True, **options))

@@ -1,4 +1,5 @@
-"""Server and trainer processes together, the trainer a fake that does as it is told: commands, crashes, restarts, ends."""
+"""Server and trainer processes together, the trainer a fake that does as it is told: commands, crashes, restarts,
+ends."""
 
 from __future__ import annotations
 
