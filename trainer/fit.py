@@ -251,12 +251,17 @@ def refresh(
 
 
 def _drawn(history: RowSource, new: EncodedRows, positions: NDArray[np.int64]) -> EncodedRows:
-    """Rows of the history followed by the new ones, by position; old rows first, which the mean loss does not mind."""
+    """Rows of the history followed by the new ones, in the order drawn, wherever the boundary is: sums then come
+    out the same whether rows arrive in one refresh or in several."""
     old = positions < len(history)
-    parts = [history.take(positions[old])] if old.any() else []
-    if not old.all():
-        parts.append(new.take(positions[~old] - len(history)))
-    return EncodedRows.joined(parts) if len(parts) > 1 else parts[0]
+    if old.all():
+        return history.take(positions)
+    recent = new.take(positions[~old] - len(history))
+    if not old.any():
+        return recent
+    place = np.empty(len(positions), dtype=np.int64)
+    place[np.concatenate([np.flatnonzero(old), np.flatnonzero(~old)])] = np.arange(len(positions))
+    return EncodedRows.joined([history.take(positions[old]), recent]).take(place)
 
 
 def _padded(values: NDArray[Any]) -> NDArray[Any]:

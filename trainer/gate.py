@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -84,6 +84,7 @@ def decide(evidence: Evidence, recipe: str, settings: GateSettings, alpha: float
         raise ValueError(f"gate: expected recipe 'refresh' or 'search', got {recipe!r}")
     if not 0.0 < alpha < 1.0:
         raise ValueError(f"gate: expected alpha between 0 and 1, got {alpha}")
+    evidence = _answered(evidence)
     metrics = _described(evidence, settings)
     untested = _over_budget(evidence, settings) or _too_little(evidence, settings)
     if untested is not None:
@@ -163,6 +164,23 @@ def _slices(evidence: Evidence, settings: GateSettings, alpha: float, metrics: d
 
 
 # --- before anything is tested
+
+
+def _answered(evidence: Evidence) -> Evidence:
+    """The evidence without rows on which the live version itself had no finite loss: they compare nothing."""
+    finite = np.isfinite(evidence.live)
+    if finite.all():
+        return evidence
+    return replace(
+        evidence,
+        challenger=evidence.challenger[finite],
+        live=evidence.live[finite],
+        time_us=evidence.time_us[finite],
+        weights=None if evidence.weights is None else evidence.weights[finite],
+        entities=None if evidence.entities is None else evidence.entities[finite],
+        slices={name: values[finite] for name, values in evidence.slices.items()},
+        baselines={name: losses[finite] for name, losses in evidence.baselines.items()},
+    )
 
 
 def _over_budget(evidence: Evidence, settings: GateSettings) -> Found | None:

@@ -18,6 +18,7 @@ from trimtab.trainer.errors import RowsUnfit
 __all__ = ["check_rows", "encoded", "newest_block", "program_for", "thinned", "with_defaults"]
 
 MIN_ROWS = 100
+TOO_LARGE = 1e12
 
 
 def check_rows(table: TrainingTable, task: Task) -> None:
@@ -74,10 +75,9 @@ def program_for(
 
 def encoded(table: TrainingTable, program: ColumnProgram) -> EncodedRows:
     rows = table.encode(CpuExecutor(program))
-    finite = np.isfinite(rows.features).all(axis=0)
-    if not finite.all():
-        name = program.feature_names[int(np.argmin(finite))]
-        raise RowsUnfit(
-            f"feature {name!r} is missing or infinite in some rows after its transforms: add impute or clip"
-        )
+    # Executors never emit NaN or infinities, but an unclipped infinity leaves them as the largest float32.
+    largest = np.abs(rows.features).max(axis=0, initial=0.0)
+    if (largest > TOO_LARGE).any():
+        name = program.feature_names[int(np.argmax(largest))]
+        raise RowsUnfit(f"feature {name!r} has values beyond {TOO_LARGE:g} after its transforms: add clip to its chain")
     return rows

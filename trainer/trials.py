@@ -6,7 +6,7 @@ search over a year of data costs about what one over a month does. The first tri
 to do: a search never ends below them on its validation rows.
 
 Where the project retrains, recipes are judged as they will be used, refreshed chunk by chunk; and a perceptron is
-taken over a linear model that is not clearly better (by one standard error): what is searched on is the little that
+taken over a linear model that is not clearly better (by two standard errors): what is searched on is the little that
 there was on the first day, and a model that goes on learning will need the room. On a year of flights, January
 prefers linear models by 0.003 nats, and the perceptron is 0.005 nats ahead over the ten months that follow.
 """
@@ -43,6 +43,7 @@ TRIAL_ROWS = 30_000
 VALIDATION_ROWS = 10_000
 TRIAL_STEPS = 400
 PATIENCE = 2
+CLEAR = 2.0
 
 
 @dataclass(frozen=True)
@@ -160,7 +161,7 @@ def _winner(tried: Sequence[_Tried], ground: Ground) -> _Tried:
         weights=rows.weights,
         relative=ground.task.kind == "regression",
     )
-    return best if lead.difference > lead.error else roomy
+    return best if lead.difference > CLEAR * lead.error else roomy
 
 
 def _first_trials(architecture: str) -> list[dict[str, Any]]:
