@@ -69,6 +69,7 @@ def train_model(
     TrainerError, StoreError."""
     from trimtab.cli.errors import ModelExists
     from trimtab.store.versions import VersionStore
+    from trimtab.trainer.dataset import history_path, save_history
     from trimtab.trainer.encode import task_of
     from trimtab.trainer.search import fit_search
 
@@ -97,6 +98,7 @@ def train_model(
     except BaseException as error:
         store.abandon(number, f"training ended early: {type(error).__name__}", recipe="search")
         raise
+    save_history(history_path(project.model_state(settings.name)), table)
     return Trained(number, weights, fitted, len(table), left_out, clock.monotonic() - started, store.path(number))
 
 

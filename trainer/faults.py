@@ -1,7 +1,7 @@
 """Crashes on purpose, for tests: the process kills itself before or after a step of a workflow.
 
-Off unless TRIMTAB_TEST_CRASH is set to `STEP:before:FILE` or `STEP:after:FILE`. FILE is made first, and where it is
-there already nothing happens: the restarted process goes on.
+Off unless TRIMTAB_TEST_CRASH is set to `STEP:before:FILE` or `STEP:after:FILE`, or to several of these with commas
+between them. FILE is made first, and where it is there already nothing happens: the restarted process goes on.
 """
 
 from __future__ import annotations
@@ -15,13 +15,10 @@ VARIABLE = "TRIMTAB_TEST_CRASH"
 
 
 def crash_point(step: str, when: str) -> None:
-    """Dies by SIGKILL if this is the place that the variable names."""
-    wanted = os.environ.get(VARIABLE)
-    if not wanted:
-        return
-    name, moment, marker = wanted.split(":", 2)
-    if (name, moment) != (step, when) or os.path.exists(marker):
-        return
-    with open(marker, "w") as file:
-        os.fsync(file.fileno())
-    os.kill(os.getpid(), signal.SIGKILL)
+    """Dies by SIGKILL if this is a place that the variable names."""
+    for wanted in filter(None, os.environ.get(VARIABLE, "").split(",")):
+        name, moment, marker = wanted.split(":", 2)
+        if (name, moment) == (step, when) and not os.path.exists(marker):
+            with open(marker, "w") as file:
+                os.fsync(file.fileno())
+            os.kill(os.getpid(), signal.SIGKILL)

@@ -1,8 +1,8 @@
 """The trainer process: attends the server, deals with its commands one after the other, and leaves when it goes.
 
-Threads: gRPC's threads carry the stream; the main thread takes commands in order and does all the work, so nothing
-here is shared but the queue of reports. A command is acknowledged once it is dealt with; after a restart the server
-sends again what was not, and every command may be met twice.
+Threads: one reads the stream of commands into a queue; the main thread takes them in order and does all the work, so
+that nothing is shared but that queue and the one of reports. A command is acknowledged once it is dealt with; after a
+restart the server sends again what was not, and every command may be met twice.
 
   advance   read what was sealed and labelled, join, retrain while a trigger fires, report quality
   drift     remember the alarms of a closed window
@@ -21,6 +21,7 @@ import os
 import queue
 import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -102,6 +103,8 @@ class ModelTrainer:
 
     def retrain(self, recipe: str, trigger: str, identity: str) -> dict[str, Any]:
         """Runs one workflow; its outcome."""
+        # A workflow that is resumed must find the rows that it was begun for.
+        self.dataset.flush()
         outcome = workflow.run(self.model.name, identity, recipe, trigger)
         self._reports.workflows += 1
         return outcome
@@ -194,34 +197,56 @@ def run_trainer(directory: Path) -> int:
     with AdminClient(server.admin) as admin:
         trainers = {model.name: ModelTrainer(project, model, admin, reports) for model in project.models}
         workflow.attach({name: trainer.steps for name, trainer in trainers.items()}, reports.step)
+        commands = Commands(admin, reports)
         try:
+            # The server hears of this trainer first: resuming what was pending may take a while.
+            commands.startup()
             with durable.running(project.state / "dbos.sqlite", _abandoned(project)):
                 workflow.pending()
                 for trainer in trainers.values():
                     trainer.tracker.start()
-                return _attend(admin, trainers, reports, f"{server.pid}")
+                for command in commands:
+                    retrained = _deal_with(command, trainers, f"{server.pid}")
+                    reports.send(acknowledges=command.sequence, retrained=retrained)
+            return commands.status
         finally:
+            reports.end()
             for trainer in trainers.values():
                 trainer.close()
 
 
-def _attend(admin: AdminClient, trainers: dict[str, ModelTrainer], reports: Reports, server: str) -> int:
-    reports.send()
-    try:
-        for command in admin.attend(reports.stream()):
-            kind = command.WhichOneof("command")
-            if kind == "shutdown":
-                reports.send(acknowledges=command.sequence)
-                reports.end()
-                return 0
-            retrained = _deal_with(command, trainers, server)
-            reports.send(acknowledges=command.sequence, retrained=retrained)
-    except (Unavailable, Cancelled):
-        return 0  # The server is gone, and with it the reason to be here.
-    except ClientError as error:
-        print(f"trainer: {error}", file=sys.stderr, flush=True)
-        return 1
-    return 0
+class Commands:
+    """The server's commands, in order, until it says shutdown or goes. A thread of its own reads the stream."""
+
+    def __init__(self, admin: AdminClient, reports: Reports) -> None:
+        self.status = 0
+        """The exit status that the end of the stream means."""
+        self._admin, self._reports = admin, reports
+        self._queue: queue.SimpleQueue[pb.TrainerCommand | None] = queue.SimpleQueue()
+
+    def startup(self) -> None:
+        """Attends."""
+        self._reports.send()
+        threading.Thread(target=self._read, name="commands", daemon=True).start()
+
+    def __iter__(self) -> Iterator[pb.TrainerCommand]:
+        while (command := self._queue.get()) is not None:
+            if command.WhichOneof("command") == "shutdown":
+                self._reports.send(acknowledges=command.sequence)
+                return
+            yield command
+
+    def _read(self) -> None:
+        try:
+            for command in self._admin.attend(self._reports.stream()):
+                self._queue.put(command)
+        except (Unavailable, Cancelled):
+            pass  # The server is gone, and with it the reason to be here.
+        except ClientError as error:
+            print(f"trainer: {error}", file=sys.stderr, flush=True)
+            self.status = 1
+        finally:
+            self._queue.put(None)
 
 
 def _deal_with(command: pb.TrainerCommand, trainers: dict[str, ModelTrainer], server: str) -> pb.RetrainResponse | None:

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import shutil
 import statistics
 import time
 from collections.abc import Callable
@@ -251,6 +252,8 @@ class Steps:
                 self.store.decide(decision)
             else:
                 self.store.abandon(number, reason, recipe=recipe)
+        # What was not published leaves nothing but its decision.
+        shutil.rmtree(self.store.fitting(number), ignore_errors=True)
         if self.state.last_workflow != workflow:
             self._remember(workflow, verdict, recipe, results, number)
         manifest = self.store.manifest(number) if number in self.store.numbers() else None
@@ -472,11 +475,14 @@ def _values(slab: Slab, name: str) -> NDArray[Any]:
 
 def _missing(slab: Slab, index: int) -> NDArray[np.bool_]:
     kind = slab.schema.types[index]
+    missing: NDArray[np.bool_]
     if kind == "string":
-        return np.diff(slab.strings(index)[0]) == 0
-    if kind == "integer":
-        return np.asarray(slab.integers(index)) == np.iinfo(np.int64).min
-    return np.isnan(slab.reals(index))
+        missing = np.diff(slab.strings(index)[0]) == 0
+    elif kind == "integer":
+        missing = slab.integers(index) == np.iinfo(np.int64).min
+    else:
+        missing = np.isnan(slab.reals(index))
+    return missing
 
 
 def _missing_share(reference: Sketch, index: int) -> float:
