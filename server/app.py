@@ -203,7 +203,7 @@ class Server:
         engine = Engine(
             settings,
             loop=asyncio.get_running_loop(),
-            inbox=self._compute.inbox,
+            inbox=self._compute.submit,
             capture=captures,
             on_window=drift.put if drift is not None else None,
             max_queue_bytes=_QUEUED_MESSAGES * self._settings.max_message_bytes,

@@ -31,16 +31,26 @@ Task = Callable[[], None]
 
 
 class ComputeThread:
-    """`startup`, then requests through `inbox`; `shutdown` computes what is queued and ends."""
+    """`startup`, then requests through `submit`; `shutdown` computes what is queued and ends."""
 
     def __init__(self, device: str, threads: int) -> None:
         self.device = device
         self._threads = threads
         self._engines: list[Engine] = []
-        self._inbox: queue.SimpleQueue[Request | Task] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[list[Request] | Task] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name=f"trimtab-compute-{device}", daemon=True)
         self._closing = False
-        self.inbox: Callable[[Request], None] = self._inbox.put
+        self._arrived: list[Request] = []
+
+    def submit(self, request: Request) -> None:
+        """Takes a request, on the loop. Those of one turn of the loop are sent together, and wake the thread once."""
+        if not self._arrived:
+            asyncio.get_running_loop().call_soon(self._send)
+        self._arrived.append(request)
+
+    def _send(self) -> None:
+        arrived, self._arrived = self._arrived, []
+        self._inbox.put(arrived)
 
     def startup(self, engines: Sequence[Engine]) -> None:
         """Serves these engines from now on."""
@@ -48,7 +58,7 @@ class ComputeThread:
         self._thread.start()
 
     def run_between_batches(self, task: Task) -> concurrent.futures.Future[None]:
-        """Runs the task on this thread after everything sent before it that goes into a batch at once."""
+        """Runs the task on this thread, between batches, after what was sent to it before."""
         done: concurrent.futures.Future[None] = concurrent.futures.Future()
 
         def run() -> None:
@@ -101,8 +111,9 @@ class ComputeThread:
             else:
                 item = inbox.get_nowait()
             while True:
-                if isinstance(item, Request):
-                    item.engine.add(item)
+                if isinstance(item, list):
+                    for request in item:
+                        request.engine.add(request)
                 else:
                     item()
                 item = inbox.get_nowait()

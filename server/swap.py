@@ -149,8 +149,10 @@ class Swap:
 
     def _stage(self, number: int) -> Staged:
         known = self._staged.get(number)
+        recipe = ""
         try:
             manifest = self.versions.manifest(number)
+            recipe = manifest.recipe
             if known is not None:
                 # It is in memory; what could have changed since is on disk, where the next start reads it.
                 self.versions.verify(number)
@@ -167,10 +169,11 @@ class Swap:
         except VersionUnknown:
             raise
         except (VersionUnfit, VersionDamaged, Unfit) as error:
-            raise self._refuse(number, str(error)) from error
+            raise self._refuse(number, str(error), recipe) from error
         except Exception as error:
             # Whatever a candidate breaks with, it is the candidate that is refused.
-            raise self._refuse(number, f"version {number}: {type(error).__name__}: {error}") from error
+            reason = f"version {number}: {type(error).__name__}: {error}"
+            raise self._refuse(number, reason, recipe) from error
         with self._lock:
             self._staged[number] = staged
             for old in list(self._staged)[:-_KEEP_STAGED]:
@@ -180,18 +183,18 @@ class Swap:
         self._events.publish("staged", self.engine.name, message, version=number)
         return staged
 
-    def _refuse(self, number: int, reason: str) -> Unfit:
+    def _refuse(self, number: int, reason: str, recipe: str) -> Unfit:
         with self._lock:
             self._staged.pop(number, None)
         self.refusals += 1
         self._events.publish("refused", self.engine.name, reason, version=number)
-        self._record(number, reason)
+        self._record(number, reason, recipe)
         return Unfit(reason)
 
-    def _record(self, number: int, reason: str) -> None:
+    def _record(self, number: int, reason: str, recipe: str = "") -> None:
         """Appends the verdict. The refusal stands also where that cannot be written."""
         try:
-            self.versions.decide(Decision(version=number, verdict="refused", reason=reason))
+            self.versions.decide(Decision(version=number, verdict="refused", reason=reason, recipe=recipe))
         except StoreError as error:
             message = f"the refusal of version {number} could not be recorded: {error}"
             self._events.publish("refused", self.engine.name, message, version=number)

@@ -35,7 +35,7 @@ class Rig:
         self.engine = Engine(
             settings,
             loop=asyncio.get_running_loop(),
-            inbox=self.compute.inbox,
+            inbox=self.compute.submit,
             capture=self.captures,
             on_window=self.windows.append,
         )

@@ -8,7 +8,7 @@ import re
 import shutil
 import socket
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -80,12 +80,23 @@ def test_promotion_decided_on_an_older_state_is_refused(project: Project, lifecy
     assert lifecycle.ListVersions(pb.ListVersionsRequest()).live == 2
 
 
-def spoil(change: Any) -> Any:
-    def apply(project: Project) -> None:
-        publish(project, 2)
-        change(project.model_state(MODEL).versions / "2")
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Project, Running]]:
+    """One server for all refusals: each candidate has a number of its own."""
+    project = write_project(tmp_path_factory.mktemp("shared") / "project")
+    publish(project, 1, verdict="initial")
+    with serving(project) as running:
+        yield project, running
 
-    return apply
+
+def spoil(change: Callable[[Path], Any]) -> Callable[[Project, int], Any]:
+    """Publishes a good version and changes its folder afterwards."""
+
+    def make(project: Project, number: int) -> None:
+        publish(project, number)
+        change(project.model_state(MODEL).versions / str(number))
+
+    return make
 
 
 def nan_weights(module: Any) -> None:
@@ -122,36 +133,40 @@ class Bomb:
         return Path.touch, (self.trace,)
 
 
-@pytest.mark.parametrize(
-    ("make", "reason"),
-    [
-        (lambda project: publish(project, 2, change=nan_weights), "not finite"),
-        (lambda project: publish(project, 2, change=overflowing_weights), "NaN or infinite|not finite"),
-        (spoil(flip_bit), "expected sha256"),
-        (spoil(plant_pickle), "expected sha256"),
-        (spoil(lambda folder: (folder / "reference.arrow").unlink()), "reference.arrow"),
-        (spoil(lambda folder: (folder / "extra.pkl").write_bytes(pickle.dumps(1))), "extra.pkl"),
-    ],
-    ids=["nan", "overflow", "bit flip", "pickle", "missing file", "extra file"],
-)
-def test_unfit_candidate_is_refused_with_a_reason_and_never_live(
-    project: Project, served: Running, lifecycle: Any, make: Any, reason: str
-) -> None:
-    make(project)
-    events = lifecycle.WatchEvents(pb.WatchEventsRequest(model_name=MODEL))
-    lifecycle.Status(pb.StatusRequest())
-    code, message = refusal(lifecycle.Stage, pb.StageRequest(model_name=MODEL, version=2))
-    assert code == "FAILED_PRECONDITION"
-    assert re.search(reason, message), message
-    event = next(events)
-    assert (event.kind, event.version) == ("refused", 2)
-    events.cancel()
-    assert refusal(lifecycle.Promote, pb.PromoteRequest(version=2, expected_epoch=-1))[0] == "FAILED_PRECONDITION"
-    assert live_answer(served).model_version == "1"
-    (info,) = [i for i in lifecycle.ListVersions(pb.ListVersionsRequest()).versions if i.version == 2]
+UNFIT: dict[str, tuple[Callable[[Project, int], Any], str]] = {
+    "nan": (lambda project, number: publish(project, number, change=nan_weights), "not finite"),
+    "overflow": (lambda project, number: publish(project, number, change=overflowing_weights), "NaN|not finite"),
+    "bit flip": (spoil(flip_bit), "expected sha256"),
+    "pickle": (spoil(plant_pickle), "expected sha256"),
+    "missing file": (spoil(lambda folder: (folder / "reference.arrow").unlink()), "reference.arrow"),
+    "extra file": (spoil(lambda folder: (folder / "x.pkl").write_bytes(pickle.dumps(1))), "x.pkl"),
+}
+
+
+@pytest.mark.parametrize("case", UNFIT)
+def test_unfit_candidate_is_refused_with_a_reason_and_never_live(shared: tuple[Project, Running], case: str) -> None:
+    project, running = shared
+    make, reason = UNFIT[case]
+    number = 2 + list(UNFIT).index(case)
+    make(project, number)
+    with running.lifecycle() as lifecycle:
+        events = lifecycle.WatchEvents(pb.WatchEventsRequest(model_name=MODEL))
+        lifecycle.Status(pb.StatusRequest())
+        code, message = refusal(lifecycle.Stage, pb.StageRequest(model_name=MODEL, version=number))
+        assert code == "FAILED_PRECONDITION"
+        assert re.search(reason, message), message
+        event = next(events)
+        assert (event.kind, event.version) == ("refused", number)
+        events.cancel()
+        again = refusal(lifecycle.Promote, pb.PromoteRequest(version=number, expected_epoch=-1))
+        assert again[0] == "FAILED_PRECONDITION"
+        versions = lifecycle.ListVersions(pb.ListVersionsRequest())
+    assert live_answer(running).model_version == "1"
+    assert versions.live == 1
+    (info,) = [info for info in versions.versions if info.version == number]
     assert (info.state, info.verdict) == ("refused", "refused")
     decisions = VersionStore(project.model_state(MODEL).versions).decisions()
-    assert [d.verdict for d in decisions if d.version == 2] == ["refused"]
+    assert [decision.verdict for decision in decisions if decision.version == number] == ["refused"]
     assert not (project.state / "exploded").exists()
 
 
@@ -166,9 +181,14 @@ def test_candidate_of_other_columns_is_refused(project: Project, lifecycle: Any,
     assert "('flag', 'real') instead of ('flag', 'boolean')" in message
 
 
-def test_unknown_versions_and_models(lifecycle: Any) -> None:
-    assert refusal(lifecycle.Stage, pb.StageRequest(version=7))[0] == "NOT_FOUND"
-    assert refusal(lifecycle.Promote, pb.PromoteRequest(version=7, expected_epoch=-1))[0] == "NOT_FOUND"
+def test_unknown_versions_and_models(shared: tuple[Project, Running]) -> None:
+    with shared[1].lifecycle() as lifecycle:
+        _check_unknown(lifecycle)
+
+
+def _check_unknown(lifecycle: Any) -> None:
+    assert refusal(lifecycle.Stage, pb.StageRequest(version=77))[0] == "NOT_FOUND"
+    assert refusal(lifecycle.Promote, pb.PromoteRequest(version=77, expected_epoch=-1))[0] == "NOT_FOUND"
     assert refusal(lifecycle.Stage, pb.StageRequest(model_name="x", version=1))[0] == "NOT_FOUND"
     code, message = refusal(lifecycle.Rollback, pb.RollbackRequest())
     assert code == "FAILED_PRECONDITION"
@@ -218,7 +238,13 @@ def test_events_tell_the_story(project: Project, lifecycle: Any) -> None:
     events.cancel()
 
 
-def test_forgotten_requests_leave_nothing(project: Project, served: Running, lifecycle: Any) -> None:
+def test_forgotten_requests_leave_nothing(shared: tuple[Project, Running]) -> None:
+    project, served = shared
+    with served.lifecycle() as lifecycle:
+        _check_forgetting(project, served, lifecycle)
+
+
+def _check_forgetting(project: Project, served: Running, lifecycle: Any) -> None:
     answers = [live_answer(served).parameters["trimtab_request_id"].string_param for _ in range(3)]
     with served.channel() as channel:
         labels = [pb.Label(request_id=sent, row=0, text="yes") for sent in answers]
@@ -233,10 +259,12 @@ def test_forgotten_requests_leave_nothing(project: Project, served: Running, lif
     assert not any(wanted in path.read_bytes() for path in files)
 
 
-def test_advance_without_a_trainer_returns_after_sealing(served: Running, lifecycle: Any) -> None:
-    live_answer(served)
-    assert lifecycle.Advance(pb.AdvanceRequest(), timeout=30).rows_sealed == 4
-    code, message = refusal(lifecycle.Retrain, pb.RetrainRequest())
+def test_advance_without_a_trainer_returns_after_sealing(shared: tuple[Project, Running]) -> None:
+    with shared[1].lifecycle() as lifecycle:
+        lifecycle.Advance(pb.AdvanceRequest(), timeout=30)
+        live_answer(shared[1])
+        assert lifecycle.Advance(pb.AdvanceRequest(), timeout=30).rows_sealed == 4
+        code, message = refusal(lifecycle.Retrain, pb.RetrainRequest())
     assert code == "FAILED_PRECONDITION"
     assert "without a trainer" in message
 
@@ -252,7 +280,8 @@ def test_status_counts(project: Project, served: Running, lifecycle: Any) -> Non
     assert status.trainer.state == "absent"
 
 
-def test_admin_socket_is_private_and_public_port_is_not_a_way_in(project: Project, served: Running) -> None:
+def test_admin_socket_is_private_and_public_port_is_not_a_way_in(shared: tuple[Project, Running]) -> None:
+    project, served = shared
     path = Path(served.admin)
     assert path == project.state / "admin.sock"
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
