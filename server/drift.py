@@ -25,8 +25,8 @@ from trimtab.kernels.drift import DriftMonitor, DriftWindow
 from trimtab.kernels.errors import KernelError
 from trimtab.models.version import LoadedVersion
 from trimtab.protos.v1 import trimtab_pb2 as pb
-from trimtab.server.engine import ClosedWindow
 from trimtab.server.events import EventBus
+from trimtab.server.keeping import ClosedWindow
 from trimtab.store.errors import StoreError
 from trimtab.store.files import append_line, read_lines, write_atomic
 from trimtab.store.settings import DriftSettings

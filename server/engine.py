@@ -16,11 +16,11 @@ everything that was answered goes through the compute thread first (ComputeThrea
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,14 +29,14 @@ from trimtab.kernels.sketch import Sketch
 from trimtab.models.version import LoadedVersion
 from trimtab.server.batching import LIVE, Decision, Policy, Queue, Waiting
 from trimtab.server.errors import BatchFailed, DeadlinePassed, InvalidRequest, NotFound, QueueFull
+from trimtab.server.keeping import Capture, ClosedWindow, Keeper
 from trimtab.server.statistics import ModelCounts
 from trimtab.store.ids import format_id, new_request_id
 from trimtab.store.settings import ModelSettings
 
-__all__ = ["Capture", "ClosedWindow", "Engine", "Request", "Table"]
+__all__ = ["Engine", "Request", "Table"]
 
-_RECENT_ROWS = 256
-_RECENT_BATCHES = 256
+_log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
@@ -62,31 +62,6 @@ class Table:
     loaded: Mapping[int, LoadedVersion]
 
 
-@dataclass(frozen=True, slots=True)
-class ClosedWindow:
-    """What was served in one drift window."""
-
-    sketch: Sketch
-    version: LoadedVersion
-    start_us: int
-    end_us: int
-
-
-class Capture(Protocol):
-    """Where served rows go: trimtab.store.captures.CaptureWriter."""
-
-    def offer(
-        self,
-        slab: Slab,
-        request_ids: NDArray[np.uint8],
-        rows: NDArray[np.int32],
-        time_us: NDArray[np.int64],
-        version: int,
-        predictions: NDArray[np.float32],
-    ) -> None:
-        """Copies the rows, or leaves them and counts; does not wait for a disk."""
-
-
 class Engine:
     """See the module."""
 
@@ -106,19 +81,14 @@ class Engine:
         self.schema = settings.request_schema()
         self.policy = _policy(settings, max_queue_bytes)
         self.counts = ModelCounts()
-        self.recent: Slab | None = None
-        """A copy of some rows served lately; never changed, only replaced."""
+        self.keeper = Keeper(self.schema, settings.drift.window_rows, capture, on_window)
         self._table: Table | None = None
         self._loop = loop
         self._inbox = inbox
-        self._capture = capture
-        self._on_window = on_window
         self._queue: Queue[Request] = Queue(self.policy)
         self._slab = Slab(self.schema)
         self._submitted = self._submitted_bytes = 0
         self._left = self._left_bytes = 0
-        self._window: _Window | None = None
-        self._batches_until_recent = 0
 
     # --- any thread
 
@@ -250,13 +220,13 @@ class Engine:
     def _compute(self, batch: list[Request], version: LoadedVersion, began: int) -> None:
         slab = self._slab
         slab.clear()
-        batch = self._read(batch, slab)
+        batch = self._read(batch, slab, version.number)
         if not batch:
             return
         counts = [request.rows for request in batch]
         read = time.monotonic_ns()
-        window = self._window_of(version)
-        predictions = self._predict(version, slab, window.sketch if window is not None else None)
+        sketch = self.keeper.sketch(version, self.table.live)
+        predictions = self._predict(version, slab, sketch)
         computed = time.monotonic_ns()
         ids = [new_request_id() for _ in batch]
         (name, datatype, _) = version.task.outputs()[0]
@@ -275,16 +245,24 @@ class Engine:
         arrived = [request.arrived for request in batch]
         self.counts.batch(version.number, arrived, slab.rows, (began, read, computed, encoded))
         self._call(_answer, batch, answers)
-        self._keep(batch, counts, ids, slab, version, predictions, window)
+        times = np.array([request.time_us for request in batch], np.int64)
+        try:
+            self.keeper.keep(slab, ids, counts, times, version, predictions, sketch)
+        except Exception:
+            # The requests are answered; that their rows are lost is for the log.
+            _log.exception("model %s: rows of a batch could not be kept", self.name)
+        if slab.rows > 4 * self.policy.max_batch_size:
+            # The memory of an unusually large request is not kept for ever.
+            self._slab = Slab(self.schema)
 
-    def _read(self, batch: list[Request], slab: Slab) -> list[Request]:
+    def _read(self, batch: list[Request], slab: Slab, number: int) -> list[Request]:
         """Fills the slab; a request that cannot be read fails alone."""
         good = []
         for request in batch:
             try:
                 request.decoded.append_to(slab)
             except (WireError, ValueError) as error:
-                self.counts.failure(request.version, [request.arrived], time.monotonic_ns())
+                self.counts.failure(number, [request.arrived], time.monotonic_ns())
                 self.fail([request], InvalidRequest(str(error)))
             else:
                 good.append(request)
@@ -299,75 +277,12 @@ class Engine:
         ]
         return np.concatenate(parts)
 
-    def _keep(
-        self,
-        batch: list[Request],
-        counts: list[int],
-        ids: list[bytes],
-        slab: Slab,
-        version: LoadedVersion,
-        predictions: NDArray[np.float32],
-        window: _Window | None,
-    ) -> None:
-        """What happens to the rows after they were answered. A failure here has no request to be told to."""
-        times = np.array([request.time_us for request in batch], np.int64)
-        if self._capture is not None:
-            id_rows = np.frombuffer(b"".join(ids), np.uint8).reshape(-1, 16)
-            if slab.rows == len(batch):
-                row_numbers = np.zeros(slab.rows, np.int32)
-                row_times = times
-            else:
-                id_rows = np.repeat(id_rows, counts, axis=0)
-                row_numbers = np.concatenate([np.arange(count, dtype=np.int32) for count in counts])
-                row_times = np.repeat(times, counts)
-            self._capture.offer(slab, id_rows, row_numbers, row_times, version.number, predictions)
-        if window is not None:
-            window.extend(int(times.min()), int(times.max()))
-            if window.sketch.rows >= self.settings.drift.window_rows:
-                self._window = None
-                assert self._on_window is not None
-                self._on_window(ClosedWindow(window.sketch, version, window.start_us, window.end_us))
-        self._batches_until_recent -= 1
-        if self._batches_until_recent < 0:
-            recent = Slab(self.schema)
-            recent.extend(slab, stop=min(slab.rows, _RECENT_ROWS))
-            self.recent = recent
-            self._batches_until_recent = _RECENT_BATCHES
-        if slab.rows > 4 * self.policy.max_batch_size:
-            # The memory of an unusually large request is not kept for ever.
-            self._slab = Slab(self.schema)
-
-    def _window_of(self, version: LoadedVersion) -> _Window | None:
-        """The window that a batch of this version counts in: only the live version's do, for its predictions are
-        watched."""
-        if self._on_window is None or version is not self.table.live:
-            return None
-        spec = version.program.sketch
-        if self._window is None or self._window.spec_hash != spec.hash:
-            # Another spec: what was counted by the old one can be compared with nothing any more.
-            self._window = _Window(Sketch(spec), spec.hash)
-        return self._window
-
     def _call(self, function: Callable[..., None], batch: Sequence[Request], result: object) -> None:
         try:
             self._loop.call_soon_threadsafe(function, batch, result)
         except RuntimeError:
             # The loop is closed: a second signal ended the process' patience, and nobody waits any more.
             return
-
-
-@dataclass(slots=True)
-class _Window:
-    """A drift window that is open."""
-
-    sketch: Sketch
-    spec_hash: str
-    start_us: int = 1 << 62
-    end_us: int = -(1 << 62)
-
-    def extend(self, first_us: int, last_us: int) -> None:
-        self.start_us = min(self.start_us, first_us)
-        self.end_us = max(self.end_us, last_us)
 
 
 def _answer(batch: Sequence[Request], answers: Sequence[bytes]) -> None:

@@ -163,7 +163,7 @@ class Swap:
             check_like(version, self.engine.schema, self.engine.table.live)
             most = self.engine.policy.max_batch_size
             version.warm(batch_sizes(most))
-            check_finite(version, self.engine.recent)
+            check_finite(version, self.engine.keeper.recent)
             warmed = time.monotonic()
             staged = Staged(version, loaded - began, warmed - loaded, measure(version, most))
         except VersionUnknown:

@@ -176,7 +176,7 @@ class LifecycleServicer:
         ids = [parse_id(text) for text in request.request_ids]
         await self._advancer.seal([model])
         # The copy of recent rows has no ids: all of it goes.
-        model.engine.recent = None
+        model.engine.keeper.recent = None
         rows = await asyncio.to_thread(model.captures.forget, ids) if model.captures is not None else 0
         labels = await asyncio.to_thread(model.labels.forget, ids)
         return pb.ForgetResponse(rows=rows, labels=labels)

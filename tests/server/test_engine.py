@@ -12,8 +12,9 @@ import pytest
 from trimtab._native import WireError, decode_infer
 from trimtab.protos.v1 import inference_pb2 as pb
 from trimtab.server.compute import ComputeThread
-from trimtab.server.engine import ClosedWindow, Engine
+from trimtab.server.engine import Engine
 from trimtab.server.errors import DeadlinePassed, Draining, InvalidRequest, NotFound, QueueFull
+from trimtab.server.keeping import ClosedWindow
 from trimtab.store.captures import CaptureWriter
 from trimtab.store.project import Project
 from trimtab.store.segment import read_segment, sealed_segments

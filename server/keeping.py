@@ -1,0 +1,139 @@
+"""What becomes of a batch's rows after they were answered: captures, the open drift window, a copy of recent rows.
+
+Everything here happens on the compute thread; nothing waits for a disk. `recent` is read by other threads: it is never
+changed, only replaced.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from trimtab._native import Schema, Slab
+from trimtab.kernels.sketch import Sketch
+from trimtab.models.version import LoadedVersion
+
+__all__ = ["Capture", "ClosedWindow", "Keeper"]
+
+_RECENT_ROWS = 256
+_RECENT_BATCHES = 256
+
+
+@dataclass(frozen=True, slots=True)
+class ClosedWindow:
+    """What was served in one drift window."""
+
+    sketch: Sketch
+    version: LoadedVersion
+    start_us: int
+    end_us: int
+
+
+class Capture(Protocol):
+    """Where served rows go: trimtab.store.captures.CaptureWriter."""
+
+    def offer(
+        self,
+        slab: Slab,
+        request_ids: NDArray[np.uint8],
+        rows: NDArray[np.int32],
+        time_us: NDArray[np.int64],
+        version: int,
+        predictions: NDArray[np.float32],
+    ) -> None:
+        """Copies the rows, or leaves them and counts; does not wait for a disk."""
+
+
+@dataclass(slots=True)
+class _Window:
+    """A drift window that is open."""
+
+    sketch: Sketch
+    spec_hash: str
+    start_us: int = 1 << 62
+    end_us: int = -(1 << 62)
+
+
+class Keeper:
+    """See the module."""
+
+    def __init__(
+        self,
+        schema: Schema,
+        window_rows: int,
+        capture: Capture | None,
+        on_window: Callable[[ClosedWindow], None] | None,
+    ) -> None:
+        """Without `capture` nothing is captured, without `on_window` nothing is sketched."""
+        self.recent: Slab | None = None
+        """A copy of some rows served lately."""
+        self._schema = schema
+        self._window_rows = window_rows
+        self._capture = capture
+        self._on_window = on_window
+        self._window: _Window | None = None
+        self._until_recent = 0
+
+    def sketch(self, version: LoadedVersion, live: LoadedVersion) -> Sketch | None:
+        """What a batch of this version is to be counted in: only the live version's predictions are watched."""
+        if self._on_window is None or version is not live:
+            return None
+        spec = version.program.sketch
+        if self._window is None or self._window.spec_hash != spec.hash:
+            # Another spec: what was counted by the old one can be compared with nothing any more.
+            self._window = _Window(Sketch(spec), spec.hash)
+        return self._window.sketch
+
+    def keep(
+        self,
+        slab: Slab,
+        ids: Sequence[bytes],
+        counts: Sequence[int],
+        times: NDArray[np.int64],
+        version: LoadedVersion,
+        predictions: NDArray[np.float32],
+        sketch: Sketch | None,
+    ) -> None:
+        """Takes a computed batch: its requests' ids, numbers of rows and data times, and the sketch it was counted
+        in."""
+        if self._capture is not None:
+            self._offer(self._capture, slab, ids, counts, times, version, predictions)
+        if sketch is not None:
+            self._extend(times, version)
+        self._until_recent -= 1
+        if self._until_recent < 0:
+            recent = Slab(self._schema)
+            recent.extend(slab, stop=min(slab.rows, _RECENT_ROWS))
+            self.recent = recent
+            self._until_recent = _RECENT_BATCHES
+
+    def _offer(
+        self,
+        capture: Capture,
+        slab: Slab,
+        ids: Sequence[bytes],
+        counts: Sequence[int],
+        times: NDArray[np.int64],
+        version: LoadedVersion,
+        predictions: NDArray[np.float32],
+    ) -> None:
+        each = np.frombuffer(b"".join(ids), np.uint8).reshape(-1, 16)
+        if slab.rows == len(counts):
+            capture.offer(slab, each, np.zeros(slab.rows, np.int32), times, version.number, predictions)
+            return
+        places = np.concatenate([np.arange(count, dtype=np.int32) for count in counts])
+        request_ids, row_times = np.repeat(each, counts, axis=0), np.repeat(times, counts)
+        capture.offer(slab, request_ids, places, row_times, version.number, predictions)
+
+    def _extend(self, times: NDArray[np.int64], version: LoadedVersion) -> None:
+        window = self._window
+        assert window is not None
+        window.start_us = min(window.start_us, int(times.min()))
+        window.end_us = max(window.end_us, int(times.max()))
+        if window.sketch.rows >= self._window_rows:
+            self._window = None
+            assert self._on_window is not None
+            self._on_window(ClosedWindow(window.sketch, version, window.start_us, window.end_us))
