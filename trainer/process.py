@@ -31,6 +31,7 @@ import torch
 from trimtab.client.admin import AdminClient, running
 from trimtab.client.errors import Cancelled, ClientError, Unavailable
 from trimtab.protos.v1 import trimtab_pb2 as pb
+from trimtab.store.live import LiveStore
 from trimtab.store.manifest import Decision
 from trimtab.store.project import Project
 from trimtab.store.settings import ModelSettings
@@ -57,7 +58,9 @@ class ModelTrainer:
         self.model = model
         self.dataset = Dataset(model, project.model_state(model.name))
         self.quality = Quality(self.dataset.task)
-        self.tracker = Tracker(project, model, Outbox(project.model_state(model.name).outbox))
+        self._admin = admin
+        self._outbox = Outbox(project.model_state(model.name).outbox)
+        self.tracker = Tracker(project, model, self._outbox)
 
         def on_event(kind: str, version: int, message: str) -> None:
             reports.event(pb.Event(kind=kind, model_name=model.name, version=version, message=message))
@@ -67,6 +70,7 @@ class ModelTrainer:
 
     def advance(self, now_us: int) -> None:
         """Deals with everything up to a data time."""
+        self.promote_on_request()
         part = self.dataset.advance(now_us)
         state = self.steps.state
         if now_us > state.data_time_us:
@@ -91,6 +95,34 @@ class ModelTrainer:
                     metrics=realised.metrics,
                 )
             )
+
+    def introduce(self) -> None:
+        """Tells MLflow of the version that was live before any workflow ran, once."""
+        live = LiveStore(self.steps.paths.live).read()
+        if live is None or self._outbox.recall("introduced"):
+            return
+        store = self.steps.store
+        found = next((line for line in store.decisions() if line.version == live.live), None)
+        decision = found or Decision(version=live.live, verdict="initial", reason="live before the trainer began")
+        self.tracker.tell_candidate(
+            f"{self.model.name}-initial", decision, store.manifest(live.live), store.path(live.live), {"trigger": ""}
+        )
+        self.tracker.tell_live(live.live, decision.reason)
+        self._outbox.remember("introduced", live.live)
+
+    def promote_on_request(self) -> None:
+        """Does what a person asked for by moving `champion` in MLflow."""
+        version, self.tracker.requested = self.tracker.requested, None
+        if version is None:
+            return
+        try:
+            self._admin.promote(self.model.name, version, reason="champion was moved in MLflow")
+            self.tracker.tell_live(version, "champion was moved in MLflow")
+        except Unavailable:
+            self.tracker.requested = version
+        except ClientError as error:
+            message = f"champion was moved to {version} in MLflow, and it was not promoted: {error}"
+            self._reports.event(pb.Event(kind="refused", model_name=self.model.name, version=version, message=message))
 
     def drift(self, report: pb.DriftReport) -> None:
         """Remembers a window's alarms for the drift trigger."""
@@ -204,6 +236,7 @@ def run_trainer(directory: Path) -> int:
             with durable.running(project.state / "dbos.sqlite", _abandoned(project)):
                 workflow.pending()
                 for trainer in trainers.values():
+                    trainer.introduce()
                     trainer.tracker.start()
                 for command in commands:
                     retrained = _deal_with(command, trainers, f"{server.pid}")
