@@ -14,7 +14,7 @@ from typing import Any
 
 import typer
 from trimtab.cli.errors import line_of, one_line
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 __all__ = ["COMMANDS", "command_of", "main"]
 
@@ -53,7 +53,7 @@ class _Commands(TyperGroup):
         # For listings: the line of help without the module.
         if cmd_name not in COMMANDS:
             return None
-        return typer.core.TyperCommand(cmd_name, help=COMMANDS[cmd_name][2])
+        return TyperCommand(cmd_name, help=COMMANDS[cmd_name][2])
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         name, command, rest = super().resolve_command(ctx, args)
@@ -91,9 +91,6 @@ def _root(
     version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print the version."),
 ) -> None:
     pass
-
-
-_root.__doc__ = _HELP
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -117,7 +117,8 @@ def _label(made: Made) -> str:
         first = "Balance, all rows"
     return (
         f'<h2>Label {_code(target.column)}</h2><div class="two">'
-        f'<div class="card"><p class="soft">{first}</p>{left}</div><div class="card"><p class="soft">{escape(title)} over time; training rows shaded</p>{right}</div></div>\n'
+        f'<div class="card"><p class="soft">{first}</p>{left}</div>'
+        f'<div class="card"><p class="soft">{escape(title)} over time; training rows shaded</p>{right}</div></div>\n'
     )
 
 

@@ -108,7 +108,8 @@ def _check_names(given: Mapping[str, Any], inputs: Sequence[Tensor]) -> None:
     names = [tensor.name for tensor in inputs]
     for name in given:
         if name not in names:
-            near = difflib.get_close_matches(str(name), names, 1)
+            alike = {other.lower(): other for other in names}
+            near = [alike[found] for found in difflib.get_close_matches(str(name).lower(), alike, 1)]
             hint = f"did you mean {near[0]!r}?" if near else f"the model takes {_some(names)}"
             raise InvalidInput(f"unknown input {name!r}; {hint}")
     _check_missing(given, names)
@@ -310,7 +311,12 @@ def _bytes(tensor: Tensor, column: _Column) -> Encoded:
     if values.dtype.kind in "iu":
         texts = [str(int(value)).encode() for value in values]
     elif values.dtype.kind == "O":
-        texts = [item if isinstance(item, bytes) else str(item).encode("utf-8", "surrogatepass") for item in values]
+        try:
+            texts = [item if isinstance(item, bytes) else str(item).encode() for item in values]
+        except UnicodeEncodeError as error:
+            raise InvalidInput(
+                f"input {tensor.name!r}: expected text that UTF-8 can hold, came {error.object!r:.60}"
+            ) from None
     elif values.dtype.kind == "f" and np.isnan(values).all():
         texts = [b""] * len(values)
     else:

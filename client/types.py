@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 __all__ = [
+    "Column",
     "Drift",
     "DriftFeature",
     "DriftMeasure",
@@ -27,11 +28,15 @@ __all__ = [
     "Truth",
 ]
 
-Truth: TypeAlias = "bool | int | float | str"
-Rows: TypeAlias = (
-    "Mapping[str, Sequence[Any] | NDArray[Any] | pd.Series[Any] | pa.Array[Any] | pa.ChunkedArray[Any]"
-    " | bool | int | float | str | None] | NDArray[Any] | pd.DataFrame | pa.Table | pa.RecordBatch"
-)
+Truth: TypeAlias = bool | int | float | str
+"""A label: a class's name, a number, or true/false."""
+
+if TYPE_CHECKING:
+    Column: TypeAlias = Sequence[Any] | NDArray[Any] | pd.Series[Any] | pa.Array[Any] | pa.ChunkedArray[Any]
+    Rows: TypeAlias = Mapping[str, Column | Truth | None] | NDArray[Any] | pd.DataFrame | pa.Table | pa.RecordBatch
+else:
+    # Neither pandas nor pyarrow is imported for the sake of an annotation.
+    Column = Rows = Any
 
 
 @dataclass(frozen=True)

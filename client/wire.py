@@ -139,6 +139,7 @@ def _translated(error: grpc.RpcError, address: str) -> ClientError:
     details = (error.details() if hasattr(error, "details") else None) or ""
     if name == "UNAVAILABLE" and ("connect" in details.lower() or "dns" in details.lower() or not details):
         details = f"no server answers at {address} ({' '.join(details.split())[:200]})"
-    if name == "DEADLINE_EXCEEDED" and details in ("", "Deadline Exceeded"):
+    # gRPC's own words for its own clock; a server that ran out of time says more.
+    if name == "DEADLINE_EXCEEDED" and (not details or "Deadline Exceeded" in details):
         details = f"no answer from {address} in time"
     return from_status(name, details)
