@@ -28,22 +28,21 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Awaitable
 
 import torch
 import uvloop
 from trimtab.kernels.errors import KernelError
 from trimtab.models.errors import ModelError
-from trimtab.models.tasks import Task
 from trimtab.protos.v1 import trimtab_pb2 as pb
 from trimtab.server.advance import Advancer
 from trimtab.server.channel import TrainerChannel
 from trimtab.server.compute import ComputeThread
-from trimtab.server.drift import DriftWatch
-from trimtab.server.engine import Engine
 from trimtab.server.errors import ServerError, StartError
 from trimtab.server.events import EventBus
 from trimtab.server.http import HttpServer
 from trimtab.server.metrics import Metrics
+from trimtab.server.opening import open_model
 from trimtab.server.runtime import Address, StateLock, admin_path, remove_address, write_address
 from trimtab.server.served import Model, Registry
 from trimtab.server.servicers.drift import DriftServicer
@@ -52,17 +51,11 @@ from trimtab.server.servicers.health import Health, reflection
 from trimtab.server.servicers.inference import InferenceServicer
 from trimtab.server.servicers.lifecycle import LifecycleServicer
 from trimtab.server.supervisor import Supervisor
-from trimtab.server.swap import Swap
 from trimtab.server.transport import Listener, Service, Transport
 from trimtab.server.transport_grpcio import GrpcioTransport
-from trimtab.store.captures import CaptureWriter
 from trimtab.store.errors import StoreError
-from trimtab.store.labels import LabelStore
-from trimtab.store.live import LiveStore
 from trimtab.store.project import Project
-from trimtab.store.segment import SegmentInfo
 from trimtab.store.settings import ModelSettings
-from trimtab.store.versions import VersionStore
 
 __all__ = ["NO_TRAINER", "Server", "serve"]
 
@@ -71,8 +64,6 @@ NO_TRAINER = "TRIMTAB_NO_TRAINER"
 
 _log = logging.getLogger(__name__)
 _PUBLIC, _ADMIN = 0, 1
-# Messages of the largest size that may wait per model; more smaller ones, up to max_queue_size.
-_QUEUED_MESSAGES = 8
 # Seconds: for what should be instant; without a call, after which clients have gone; to wait for that.
 _MOMENT, _QUIET, _LAME_DUCK = 0.5, 0.1, 2.0
 
@@ -151,8 +142,10 @@ class Server:
         self._http = HttpServer(self._registry, self._metrics.registry)
 
     async def main(self) -> int:
-        """Starts, runs until told to stop, stops. The exit code. Raises StartError, StoreError where it cannot
-        start."""
+        """Starts, runs until told to stop, stops; ends the process if stopping takes too long. The exit code.
+
+        Raises StartError, StoreError where it cannot start.
+        """
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._on_signal)
@@ -161,8 +154,11 @@ class Server:
             await self.startup()
             await self.run()
         finally:
-            drained = await self.shutdown()
-        return 0 if drained else 1
+            done = await self.shutdown()
+            if not done:
+                # Whatever hangs would keep the interpreter from ending: its threads cannot be cancelled.
+                os._exit(1)
+        return 0
 
     def _on_signal(self) -> None:
         if self._stop.is_set():
@@ -179,7 +175,7 @@ class Server:
         torch.set_num_threads(settings.threads)
         http = await self._http.startup(settings.host, settings.http_port)
         for model in self._project.models:
-            await self._add(model)
+            await self._open(model)
         self._compute.startup(list(self._registry.engines.values()))
         grpc, admin = await self._listen()
         write_address(self._project.state, Address(os.getpid(), grpc, http, admin))
@@ -190,49 +186,13 @@ class Server:
             self._supervisor.startup()
             if not settings.lockstep:
                 self._announcements = asyncio.create_task(self._advancer.announce(), name="announcements")
+                self._announcements.add_done_callback(_log_failure)
         self._say_ready(grpc, http, admin)
 
-    async def _add(self, settings: ModelSettings) -> None:
-        """Opens what lasts of a model, loads its versions, and makes its engine."""
-        name, paths = settings.name, self._project.model_state(settings.name)
-        news = asyncio.Event()
-        drift = None
-        if settings.drift.enabled:
-            drift = DriftWatch(name, paths.drift, settings.drift, self._events, self._on_drift)
-        captures = self._captures(settings, news) if settings.capture.enabled else None
-        engine = Engine(
-            settings,
-            loop=asyncio.get_running_loop(),
-            inbox=self._compute.submit,
-            capture=captures,
-            on_window=drift.put if drift is not None else None,
-            max_queue_bytes=_QUEUED_MESSAGES * self._settings.max_message_bytes,
-        )
-        versions, live = VersionStore(paths.versions), LiveStore(paths.live)
-        swap = Swap(engine, versions, live, self._events, device=self._device, threads=self._settings.threads)
-        self._registry.add(Model(settings, engine, swap, captures, LabelStore(paths.labels), drift, news=news))
-        await asyncio.to_thread(swap.startup)
-
-    def _captures(self, settings: ModelSettings, news: asyncio.Event) -> CaptureWriter:
-        loop = asyncio.get_running_loop()
-
-        def sealed(_segment: SegmentInfo) -> None:
-            # On the writer's thread, which may outlive the loop.
-            with contextlib.suppress(RuntimeError):
-                loop.call_soon_threadsafe(news.set)
-
-        def damaged(message: str) -> None:
-            self._events.publish("segment_damaged", settings.name, message)
-
-        return CaptureWriter(
-            self._project.model_state(settings.name).captures,
-            settings.request_schema(),
-            Task.of(settings.task, settings.classes, settings.positive).width,
-            settings.capture,
-            lockstep=self._settings.lockstep,
-            on_damage=damaged,
-            on_sealed=sealed,
-        )
+    async def _open(self, settings: ModelSettings) -> None:
+        model = open_model(self._project, settings, compute=self._compute, events=self._events, on_drift=self._on_drift)
+        self._registry.add(model)
+        await asyncio.to_thread(model.swap.startup)
 
     async def _listen(self) -> tuple[str, str]:
         public = [
@@ -288,18 +248,18 @@ class Server:
     # --- shutdown
 
     async def shutdown(self) -> bool:
-        """See the module; also after a start that failed half way. Whether all that was accepted was answered."""
+        """See the module; also after a start that failed half way. Whether all of it was done in time."""
         left = _Countdown(self._settings.drain_seconds)
         self._registry.draining = True
         for health in self._health:
             health.set(False)
-        drained = await self._drain(left)
+        done = await self._drain(left)
         if self._announcements is not None:
             self._announcements.cancel()
             await asyncio.wait([self._announcements])
-        await asyncio.to_thread(self._compute.shutdown, left())
+        done &= await asyncio.to_thread(self._compute.shutdown, left())
         for model in self._registry.models.values():
-            await asyncio.to_thread(_close, model)
+            done &= await _in_time(asyncio.to_thread(_close, model), left(), f"closing model {model.name}")
         if self._channel.enabled:
             if self._channel.attending:
                 self._channel.send(pb.TrainerCommand(shutdown=pb.ShutdownCommand()))
@@ -311,22 +271,33 @@ class Server:
         remove_address(self._project.state)
         if self._lock is not None:
             self._lock.release()
-        return drained
+        return done
 
     async def _drain(self, left: _Countdown) -> bool:
-        drained = True
-        try:
-            await asyncio.wait_for(self._transport.drained(), left())
+        drained = await _in_time(self._transport.drained(), left(), "answering what was accepted")
+        if drained:
             # Closing the port under clients that still send ends their calls as CANCELLED, where UNAVAILABLE would have
             # told them to send again. So they are told for a while, until they have gone elsewhere.
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._transport.drained(_QUIET), min(left(), _LAME_DUCK))
-        except TimeoutError:
-            _log.warning("not all accepted requests were answered within drain_seconds")
-            drained = False
         # Handlers have returned; what they returned may still be on its way.
         await self._transport.stop(_PUBLIC, _MOMENT)
         return drained
+
+
+async def _in_time(work: Awaitable[None], seconds: float, what: str) -> bool:
+    """Awaits the work for so long; whether it ended."""
+    try:
+        await asyncio.wait_for(work, seconds)
+    except TimeoutError:
+        _log.error("%s took longer than drain_seconds allows", what)
+        return False
+    return True
+
+
+def _log_failure(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and (error := task.exception()) is not None:
+        _log.error("%s ended", task.get_name(), exc_info=error)
 
 
 class _Countdown:

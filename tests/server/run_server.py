@@ -1,7 +1,8 @@
 """Serves a project in the foreground: `run_server.py DIRECTORY OPTIONS`, the options of `serve` as JSON.
 
 FAKE_TRAINER names a script that takes the trainer's place. The option `file_bytes` bounds the size of files that are
-written (beyond it writes fail as on a full disk); stderr goes to stdout then, for it may be a file.
+written (beyond it writes fail as on a full disk); stderr goes to stdout then, for it may be a file. `stuck`: captures
+cannot be closed.
 """
 
 from __future__ import annotations
@@ -10,9 +11,11 @@ import json
 import os
 import resource
 import sys
+import threading
 
 from trimtab.server import supervisor
 from trimtab.server.app import serve
+from trimtab.store.captures import CaptureWriter
 from trimtab.store.errors import ProjectError
 from trimtab.store.project import Project
 
@@ -24,6 +27,9 @@ if __name__ == "__main__":
         os.dup2(1, 2)
         limit = options.pop("file_bytes")
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    if options.pop("stuck", False):
+        # A disk that does not answer any more.
+        CaptureWriter.close = lambda self: threading.Event().wait()  # type: ignore[method-assign]
     try:
         project = Project.load(sys.argv[1])
     except ProjectError as error:

@@ -120,3 +120,11 @@ def test_second_signal_ends_at_once(project: Project) -> None:
         running.process.send_signal(signal.SIGCONT)
         assert running.process.wait(10) == 1
         events.cancel()
+
+
+def test_stop_is_bounded_whatever_hangs(tmp_path: Path) -> None:
+    made = write_project(tmp_path / "project", server="drain_seconds = 1.0")
+    publish(made, 1, verdict="initial")
+    with serving(made, stuck=True) as running:
+        assert running.stop(signal.SIGTERM) == 1
+        assert "closing model tiny took longer than drain_seconds allows" in running.log.read_text()
