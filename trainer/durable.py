@@ -82,8 +82,7 @@ def launch(engine: sa.Engine, database: Path) -> None:
             "executor_id": EXECUTOR,
             "log_level": "ERROR",
             "serializer": serialization.DBOSPortableJSON,
-            "scheduler_polling_interval_sec": 3600.0,
-            "notification_listener_polling_interval_sec": 60.0,
+            "notification_listener_polling_interval_sec": 1.0,
         }
     )
     DBOS.launch()
