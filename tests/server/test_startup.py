@@ -12,6 +12,7 @@ from typing import Any
 import grpc
 import pytest
 from trimtab.protos.v1 import trimtab_pb2 as pb
+from trimtab.server.app import serve
 from trimtab.store.live import Live, LiveStore
 from trimtab.store.project import Project
 from trimtab.store.versions import Decision, VersionStore
@@ -20,16 +21,13 @@ from .test_lifecycle import Bomb, flip_bit
 from .world import MODEL, infer_request, publish, serving, start, table, write_project
 
 
-def failure(project: Project, **options: Any) -> str:
-    """The one line that a server ends with which cannot start."""
-    log = project.directory / "failure.log"
-    process = start(project, log, **options)
-    stdout, _ = process.communicate(timeout=60)
-    assert process.returncode == 1
-    assert stdout == ""
-    text = log.read_text()
-    assert "Traceback" not in text
-    last = text.strip().splitlines()[-1]
+def failure(capfd: pytest.CaptureFixture[str], project: Project, **options: Any) -> str:
+    """The one line that `serve` ends with where it cannot start. In this process: it leaves nothing behind either."""
+    assert serve(project, as_json=True, **options) == 1
+    out, error = capfd.readouterr()
+    assert out == ""
+    assert "Traceback" not in error
+    last = error.strip().splitlines()[-1]
     assert last.startswith("trimtab: ")
     return last
 
@@ -87,38 +85,40 @@ def test_damaged_previous_version_does_not_keep_the_live_one_from_serving(projec
         assert lifecycle.ListVersions(pb.ListVersionsRequest()).live == 1
 
 
-def test_damaged_only_version_is_one_line(project: Project) -> None:
+def test_damaged_only_version_is_one_line(capfd: pytest.CaptureFixture[str], project: Project) -> None:
     flip_bit(project.model_state(MODEL).versions / "1")
-    assert "expected sha256" in failure(project)
+    assert "expected sha256" in failure(capfd, project)
     assert live(project) is None
 
 
-def test_no_version_is_one_line(tmp_path: Path) -> None:
-    assert "`trimtab train` makes version 1" in failure(write_project(tmp_path / "project"))
+def test_no_version_is_one_line(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert "`trimtab train` makes version 1" in failure(capfd, write_project(tmp_path / "project"))
 
 
-def test_damaged_live_json_is_one_line_and_never_guessed_at(project: Project) -> None:
+def test_damaged_live_json_is_one_line_and_never_guessed_at(
+    capfd: pytest.CaptureFixture[str], project: Project
+) -> None:
     path = project.model_state(MODEL).live
     path.parent.mkdir(exist_ok=True)
     path.write_text('{"live": ')
-    assert "live.json cannot be read" in failure(project)
+    assert "live.json cannot be read" in failure(capfd, project)
 
 
-def test_port_in_use_is_one_line(project: Project) -> None:
+def test_port_in_use_is_one_line(capfd: pytest.CaptureFixture[str], project: Project) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        assert f"cannot listen on 127.0.0.1:{port}: address already in use" in failure(project, grpc_port=port)
-        assert f"cannot listen on 127.0.0.1:{port}: address already in use" in failure(project, http_port=port)
+        assert f"cannot listen on 127.0.0.1:{port}: address already in use" in failure(capfd, project, grpc_port=port)
+        assert f"cannot listen on 127.0.0.1:{port}: address already in use" in failure(capfd, project, http_port=port)
     # What had been started was stopped again: nothing holds the state folder.
     with serving(project):
         pass
 
 
-def test_second_server_on_the_same_state_is_one_line(project: Project) -> None:
+def test_second_server_on_the_same_state_is_one_line(capfd: pytest.CaptureFixture[str], project: Project) -> None:
     with serving(project) as running:
-        line = failure(project)
+        line = failure(capfd, project)
         assert f"another server (pid {running.process.pid}) runs on {project.state}" in line
         with running.lifecycle() as lifecycle:
             assert lifecycle.Status(pb.StatusRequest()).ready
@@ -134,11 +134,16 @@ def test_second_server_on_the_same_state_is_one_line(project: Project) -> None:
 def test_bad_project_is_one_line(project: Project) -> None:
     with (project.directory / "trimtab.toml").open("a") as file:
         file.write("\n[sever]\ngrpc_port = 1\n")
-    assert "sever" in failure(project)
+    log = project.directory / "failure.log"
+    process = start(project, log)
+    assert process.communicate(timeout=60)[0] == ""
+    assert process.returncode == 1
+    (line,) = log.read_text().splitlines()
+    assert "sever" in line
 
 
-def test_device_that_is_not_there_is_one_line(project: Project) -> None:
-    assert "torch sees no GPU" in failure(project, device="cuda")
+def test_device_that_is_not_there_is_one_line(capfd: pytest.CaptureFixture[str], project: Project) -> None:
+    assert "torch sees no GPU" in failure(capfd, project, device="cuda")
 
 
 def test_full_disk_is_one_line(project: Project) -> None:
