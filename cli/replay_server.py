@@ -47,6 +47,9 @@ def isolated_copy(project: Project, model: str, version: int, directory: Path) -
     }
     items["mlflow"] = {**items.get("mlflow", {}), "enabled": False}
     items["model"] = [item for item in items["model"] if item["name"] == model]
+    # Nobody is there to approve: the replay asks what retraining would have done.
+    for item in items["model"]:
+        item["rollout"] = {**item.get("rollout", {}), "approve": "auto"}
     if path := items.get("data", {}).get("path"):
         items["data"]["path"] = str((project.directory / path).resolve())
     directory.mkdir(parents=True, exist_ok=True)
