@@ -21,11 +21,15 @@ nothing.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 
 from trimtab.store.manifest import Decision
 
 __all__ = ["alpha_for"]
+
+_ALL_LOOKS = 2.6123753486854886
+"""Sum of k ** -1.5 over all k: ζ(1.5)."""
 
 
 def alpha_for(decisions: Iterable[Decision], recipe: str, alpha: float) -> float:
@@ -39,7 +43,7 @@ def alpha_for(decisions: Iterable[Decision], recipe: str, alpha: float) -> float
     else:
         looks, number = 1, len(campaigns) + 1
     won = [position for position, campaign in enumerate(campaigns[: number - 1], 1) if campaign[-1] == "promoted"]
-    return _lord(number, won, alpha) * _share(looks)
+    return _lord(number, won, alpha) / (math.pow(looks, 1.5) * _ALL_LOOKS)
 
 
 def _lord(number: int, won: Sequence[int], alpha: float) -> float:

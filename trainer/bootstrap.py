@@ -104,10 +104,10 @@ def compare_losses(
     # Each row's share in the statistic's deviation, to first order: what is autocorrelated, and what clusters add up.
     influence = weight * _influence(first, second, total, relative)
     per_cohort = np.bincount(cohort, weights=influence, minlength=len(times)).astype(np.float64)
-    memory = persistence(per_cohort)
+    likely, most = persistence(per_cohort)
     # As many cohorts as carry, at this persistence, as much information as one independent one.
-    length = min(max(block_length(per_cohort), math.ceil((1.0 + memory) / (1.0 - memory))), len(times))
-    error = max(_bootstrap_error(sums, length, relative, resamples, seed), _autoregressive_error(per_cohort, memory))
+    length = min(max(block_length(per_cohort), math.ceil((1.0 + likely) / (1.0 - likely))), len(times))
+    error = max(_bootstrap_error(sums, length, relative, resamples, seed), _autoregressive_error(per_cohort, most))
     if entities is not None:
         error = math.sqrt(error**2 + _cluster_variance(influence, entities, cohort // length))
     return Comparison(difference, error, len(first), len(times) // length, length)
@@ -146,17 +146,18 @@ def block_length(series: NDArray[np.float64]) -> int:
     return max(1, min(math.ceil(found), longest))
 
 
-def persistence(series: NDArray[np.float64]) -> float:
+def persistence(series: NDArray[np.float64]) -> tuple[float, float]:
     """First autocorrelation of a series [t], in [0, 0.97]: corrected for its bias in short series (Kendall 1954),
-    and one standard error up, for a persistence taken too small makes the gate too sure."""
+    and one standard error above that, for a persistence taken too small makes the gate too sure."""
     length = len(series)
     deviations = series - series.mean()
     power = float(np.dot(deviations, deviations))
     if length < 4 or power <= 0.0:
-        return 0.0
+        return 0.0, 0.0
     raw = float(np.dot(deviations[1:], deviations[:-1])) / power
-    corrected = raw + (1.0 + 3.0 * raw) / length
-    return min(max(corrected + math.sqrt((1.0 - raw * raw) / length), 0.0), MAX_PERSISTENCE)
+    likely = raw + (1.0 + 3.0 * raw) / length
+    most = likely + math.sqrt((1.0 - raw * raw) / length)
+    return min(max(likely, 0.0), MAX_PERSISTENCE), min(max(most, 0.0), MAX_PERSISTENCE)
 
 
 def _autoregressive_error(series: NDArray[np.float64], memory: float) -> float:

@@ -30,7 +30,10 @@ __all__ = ["Evidence", "Verdict", "decide"]
 
 POWER = 0.8
 """With which the smallest detectable difference would have been seen."""
-MOST_SPREAD = 1.5
+EVIDENCE_ROWS = 10_000
+"""The newest rows of evidence that count. A challenger goes on learning, so what it lost long ago says little of
+what it is; and one week of storms would otherwise drown the difference for a month."""
+MOST_SPREAD = 2.0
 """Half an interval's width, in margins, beyond which a test is put off until there is more evidence."""
 
 
@@ -39,7 +42,7 @@ class Evidence:
     """What is known of a challenger and the live version when a decision is due."""
 
     challenger: NDArray[np.float64] = field(repr=False)
-    """[n] losses: nats, or squared errors where `relative`."""
+    """[n] losses, oldest first: nats, or squared errors where `relative`."""
     live: NDArray[np.float64] = field(repr=False)
     """[n] losses of the live version on the same rows."""
     time_us: NDArray[np.int64] = field(repr=False)
@@ -84,7 +87,7 @@ def decide(evidence: Evidence, recipe: str, settings: GateSettings, alpha: float
         raise ValueError(f"gate: expected recipe 'refresh' or 'search', got {recipe!r}")
     if not 0.0 < alpha < 1.0:
         raise ValueError(f"gate: expected alpha between 0 and 1, got {alpha}")
-    evidence = _answered(evidence)
+    evidence = _counted(evidence)
     metrics = _described(evidence, settings)
     untested = _over_budget(evidence, settings) or _too_little(evidence, settings)
     if untested is not None:
@@ -166,20 +169,21 @@ def _slices(evidence: Evidence, settings: GateSettings, alpha: float, metrics: d
 # --- before anything is tested
 
 
-def _answered(evidence: Evidence) -> Evidence:
-    """The evidence without rows on which the live version itself had no finite loss: they compare nothing."""
-    finite = np.isfinite(evidence.live)
-    if finite.all():
+def _counted(evidence: Evidence) -> Evidence:
+    """The newest rows of the evidence, without those on which the live version had no finite loss: they compare
+    nothing."""
+    rows = np.flatnonzero(np.isfinite(evidence.live))[-EVIDENCE_ROWS:]
+    if len(rows) == len(evidence.live):
         return evidence
     return replace(
         evidence,
-        challenger=evidence.challenger[finite],
-        live=evidence.live[finite],
-        time_us=evidence.time_us[finite],
-        weights=None if evidence.weights is None else evidence.weights[finite],
-        entities=None if evidence.entities is None else evidence.entities[finite],
-        slices={name: values[finite] for name, values in evidence.slices.items()},
-        baselines={name: losses[finite] for name, losses in evidence.baselines.items()},
+        challenger=evidence.challenger[rows],
+        live=evidence.live[rows],
+        time_us=evidence.time_us[rows],
+        weights=None if evidence.weights is None else evidence.weights[rows],
+        entities=None if evidence.entities is None else evidence.entities[rows],
+        slices={name: values[rows] for name, values in evidence.slices.items()},
+        baselines={name: losses[rows] for name, losses in evidence.baselines.items()},
     )
 
 

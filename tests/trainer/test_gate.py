@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from trimtab.store.manifest import Decision
 from trimtab.store.settings import GateSettings
 from trimtab.trainer.alpha import alpha_for
-from trimtab.trainer.gate import Evidence, decide
+from trimtab.trainer.gate import EVIDENCE_ROWS, Evidence, decide
 
 from .tables import HOUR_US
 from .test_bootstrap import most_by_chance, stream
@@ -105,6 +105,18 @@ def test_rows_that_the_live_version_did_not_answer_compare_nothing() -> None:
     broken.challenger[:50] = math.nan
     found = decide(broken, "refresh", GATE, 0.01)
     assert (found.verdict, found.metrics["rows"]) == ("promoted", 3900.0)
+
+
+def test_only_the_newest_evidence_counts() -> None:
+    old, new = evidence(1.0, 300, noise=3.0), evidence(0.0, 500, seed=1)
+    both = Evidence(
+        np.concatenate([old.challenger, new.challenger]),
+        np.concatenate([old.live, new.live]),
+        np.concatenate([old.time_us, new.time_us + 300 * HOUR_US]),
+        HOUR_US,
+    )
+    found = decide(both, "refresh", GATE, 0.01)
+    assert (found.verdict, found.metrics["rows"]) == ("promoted", float(EVIDENCE_ROWS))
 
 
 def test_a_bad_slice_stops_what_is_good_on_the_whole() -> None:
