@@ -54,11 +54,14 @@ FLUSH_SECONDS = 5.0
 class ModelTrainer:
     """One model's data, triggers and steps."""
 
-    def __init__(self, project: Project, model: ModelSettings, admin: AdminClient, reports: Reports) -> None:
+    def __init__(
+        self, project: Project, model: ModelSettings, admin: AdminClient, person: AdminClient, reports: Reports
+    ) -> None:
+        """`admin` calls as the trainer; `person` carries what a person asked for in MLflow."""
         self.model = model
         self.dataset = Dataset(model, project.model_state(model.name))
         self.quality = Quality(self.dataset.task)
-        self._admin = admin
+        self._person = person
         self._outbox = Outbox(project.model_state(model.name).outbox)
         self.tracker = Tracker(project, model, self._outbox)
 
@@ -116,7 +119,7 @@ class ModelTrainer:
         if version is None:
             return
         try:
-            self._admin.promote(self.model.name, version, reason="champion was moved in MLflow")
+            self._person.promote(self.model.name, version, reason="champion was moved in MLflow")
             self.tracker.tell_live(version, "champion was moved in MLflow")
         except Unavailable:
             self.tracker.requested = version
@@ -226,8 +229,8 @@ def run_trainer(directory: Path) -> int:
     # SIGTERM ends the stream; the command under way is finished first.
     signal.signal(signal.SIGTERM, lambda *_: reports.end())
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    with AdminClient(server.admin) as admin:
-        trainers = {model.name: ModelTrainer(project, model, admin, reports) for model in project.models}
+    with AdminClient(server.admin, caller="trainer") as admin, AdminClient(server.admin) as person:
+        trainers = {model.name: ModelTrainer(project, model, admin, person, reports) for model in project.models}
         workflow.attach({name: trainer.steps for name, trainer in trainers.items()}, reports.step)
         commands = Commands(admin, reports)
         try:
