@@ -316,7 +316,7 @@ class RetrainSettings(Settings):
     """Of AdamW, when refreshing."""
     batch_size: Count = 512
     """Rows of one optimiser step."""
-    half_life_rows: Count = 30_000
+    half_life_rows: Count = 15_000
     """A row this many rows old is drawn half as often as the newest."""
     replay_fraction: Share = 0.25
     """Share of each batch that is drawn from all of history alike."""
@@ -341,7 +341,7 @@ class RetrainSettings(Settings):
 class GateSettings(Settings):
     """What a challenger must show before it goes live."""
 
-    margin: Annotated[float, Field(ge=0.0)] = 0.005
+    margin: Annotated[float, Field(ge=0.0)] = 0.02
     """A refresh may be worse by at most this: nats of log loss, or relative RMSE."""
     alpha: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.05
     """Error rate over the model's whole life, refused challengers included."""
