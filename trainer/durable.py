@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import sqlalchemy as sa
+from sqlalchemy import event
 from dbos import DBOS
 from dbos import _serialization as serialization
 from trimtab.trainer.errors import PickleRefused
@@ -55,14 +56,14 @@ def refuse_pickle() -> None:
 
         dumps = load = dump = loads
 
-    vars(serialization)["pickle"] = NoPickle
+    setattr(serialization, "pickle", NoPickle)  # noqa: B010 - it is no public name
 
 
 def open_engine(database: Path) -> sa.Engine:
     """SQLite in WAL mode, every commit synced."""
     engine = sa.create_engine(f"sqlite:///{database}", connect_args={"timeout": 30})
 
-    @sa.event.listens_for(engine, "connect")
+    @event.listens_for(engine, "connect")
     def _on_connect(connection: Any, _record: Any) -> None:
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute("PRAGMA synchronous=FULL")
