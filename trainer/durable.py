@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import sqlalchemy as sa
-from sqlalchemy import event
 from dbos import DBOS
 from dbos import _serialization as serialization
+from sqlalchemy import event
 from trimtab.trainer.errors import PickleRefused
 
 __all__ = ["SCHEMA", "abandon_foreign", "refuse_pickle", "running"]
