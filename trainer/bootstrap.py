@@ -93,12 +93,9 @@ def compare_losses(
         raise ValueError(f"compare: expected rows of one length, got {len(first)}, {len(second)}, {len(time_us)}")
     weight = np.ones(len(first)) if weights is None else np.asarray(weights, dtype=np.float64)
     times, cohort = np.unique(time_us // max(cohort_us, 1), return_inverse=True)
-    sums: NDArray[np.float64] = np.stack(
-        [
-            np.bincount(cohort, weights=weight * part, minlength=len(times))
-            for part in (first, second, np.ones(len(first)))
-        ]
-    )
+    parts = (first, second, np.ones(len(first)))
+    columns = [np.bincount(cohort, weights=weight * part, minlength=len(times)) for part in parts]
+    sums = np.stack(columns).astype(np.float64)
     total = sums.sum(axis=1)
     difference = float(_statistic(*total, relative=relative))
     # Each row's share in the statistic's deviation, to first order: what is autocorrelated, and what clusters add up.
