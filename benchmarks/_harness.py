@@ -1,7 +1,7 @@
 """What every benchmark shares: its command line, the description of the machine, quantiles and the result file.
 
-A result file is JSON with `environment` (CPU/GPU, versions, commit, date), `rows` (one per case, with quantiles) and `summary`
-(name → number).
+A result file is JSON with `environment` (CPU/GPU, versions, commit, date), `rows` (one per case, with quantiles) and
+`summary` (name → number).
 """
 
 from __future__ import annotations

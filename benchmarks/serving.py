@@ -1,14 +1,14 @@
 """Requests a second through the server's grpc.aio transport, against the two limits of that transport.
 
-One server process and one load process, each on a core of its own. In every round the cases run one after the other, so that a
-noisy neighbour meets all of them:
+One server process and one load process, each on a core of its own. In every round the cases run one after the other,
+so that a noisy neighbour meets all of them:
 
 - `trimtab`: ModelInfer of a small MLP over 16 real features, captures and drift on;
 - `echo`: the same request bytes to an empty grpc.aio handler: what the transport itself costs;
 - `loop`: no transport: decode, columns, model, encode called in a loop in one process: what the work itself costs.
 
-The load is closed: 32 calls in flight on one channel. The client is grpc.aio too and is most of what limits `echo`; these figures are
-for the fallback transport and say nothing about a native front.
+The load is closed: 32 calls in flight on one channel. The client is grpc.aio too and is most of what limits `echo`;
+these figures are for the fallback transport and say nothing about a native front.
 
 usage: python benchmarks/serving.py [--quick] [--json FILE]
 """
@@ -47,7 +47,8 @@ async def main():
     async def echo(body, context):
         return body
     handler = grpc.unary_unary_rpc_method_handler(echo)
-    server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler("inference.GRPCInferenceService", {"ModelInfer": handler})])
+    service = grpc.method_handlers_generic_handler("inference.GRPCInferenceService", {"ModelInfer": handler})
+    server.add_generic_rpc_handlers([service])
     print(server.add_insecure_port("127.0.0.1:0"), flush=True)
     await server.start()
     await server.wait_for_termination()
@@ -72,7 +73,8 @@ def make_project(folder: Path) -> None:
     table["y"] = (values[:, 0] + values[:, 1] * values[:, 2] + rng.normal(size=4000) > 0).astype(np.int64)
     pq.write_table(pa.table(table), folder / "data.parquet")
     trimtab = [sys.executable, "-m", "trimtab.cli"]
-    for command in (["init", str(folder / "data.parquet"), "--label", "y", "-C", str(folder)], ["train", "-C", str(folder)]):
+    init = ["init", str(folder / "data.parquet"), "--label", "y", "-C", str(folder)]
+    for command in (init, ["train", "-C", str(folder)]):
         subprocess.run([*trimtab, *command], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
@@ -137,7 +139,10 @@ def main() -> None:
         try:
             assert server.stdout is not None
             assert echo.stdout is not None
-            addresses = {"trimtab": json.loads(server.stdout.readline())["grpc"], "echo": f"127.0.0.1:{echo.stdout.readline().strip()}"}
+            addresses = {
+                "trimtab": json.loads(server.stdout.readline())["grpc"],
+                "echo": f"127.0.0.1:{echo.stdout.readline().strip()}",
+            }
             if len(os.sched_getaffinity(0)) > 1:
                 os.sched_setaffinity(0, {1})
             for turn in range(rounds):
@@ -155,8 +160,12 @@ def main() -> None:
                 process.terminate()
                 process.wait(30)
     rows_out = [
-        {"case": name, "rows": rows, "requests_per_s": quantiles(rates, "1/s")} for (name, rows), rates in results.items()
-    ] + [{"case": "trimtab", "rows": rows, "latency": quantiles(times, "ms")} for rows, times in latencies.items()]
+        {"case": name, "rows": rows, "requests_per_s": quantiles(rates, "1/s")}
+        for (name, rows), rates in results.items()
+    ]
+    rows_out += [
+        {"case": "trimtab", "rows": rows, "latency": quantiles(times, "ms")} for rows, times in latencies.items()
+    ]
 
     def ratio(rows: int, other: str) -> float:
         pairs = zip(results["trimtab", rows], results[other, rows], strict=True)

@@ -9,10 +9,11 @@ from numpy.typing import NDArray
 # Missing values: NaN in reals and booleans, INT64_MIN in integers, an empty string in strings.
 
 class Schema:
-    """The typed columns of a model's requests, in order: the features, then the `keys` key columns. Immutable, hashable.
+    """The typed columns of a model's requests, in order: the features, then the `keys` key columns. Immutable,
+    hashable.
 
-    Types are "real", "boolean", "integer" and "string". Raises ValueError on an unknown type, an empty or repeated name, or
-    where no field is left that is not a key.
+    Types are "real", "boolean", "integer" and "string". Raises ValueError on an unknown type, an empty or repeated
+    name, or where no field is left that is not a key.
     """
 
     def __init__(self, names: Sequence[str], types: Sequence[str], keys: int = 0) -> None: ...
@@ -25,7 +26,8 @@ class Schema:
     def __len__(self) -> int: ...
 
 class Slab:
-    """Rows of a schema, column by column; owns its memory and keeps it from batch to batch. One thread at a time may touch it."""
+    """Rows of a schema, column by column; owns its memory and keeps it from batch to batch. One thread at a time may
+    touch it."""
 
     def __init__(self, schema: Schema) -> None: ...
     @property
@@ -53,7 +55,8 @@ class Slab:
         """Offsets [rows + 1] and UTF-8 bytes of a string column, views as of reals()."""
 
     def extend(self, other: Slab, indices: NDArray[np.int32] | None = None, start: int = 0, stop: int = -1) -> None:
-        """Appends rows of a slab of an equal schema: those at `indices`, or [start, stop), where -1 is the end. All or nothing."""
+        """Appends rows of a slab of an equal schema: those at `indices`, or [start, stop), where -1 is the end. All
+        or nothing."""
 
     def append_columns(
         self,
@@ -61,11 +64,13 @@ class Slab:
             NDArray[np.float32] | NDArray[np.int64] | tuple[NDArray[np.int32] | NDArray[np.int64], NDArray[np.uint8]]
         ],
     ) -> None:
-        """Appends rows given as one contiguous array per field: float32 (real, boolean), int64 (integer), offsets and bytes
-        (string). ValueError, with nothing appended, on another dtype or shape, a boolean other than 0, 1 or NaN, no UTF-8."""
+        """Appends rows given as one contiguous array per field: float32 (real, boolean), int64 (integer), offsets and
+        bytes (string). ValueError, with nothing appended, on another dtype or shape, a boolean other than 0, 1 or
+        NaN, no UTF-8."""
 
 class WireError(ValueError):
-    """A request that is not what the protocol or the model asks for (INVALID_ARGUMENT): str() says what was expected and what came."""
+    """A request that is not what the protocol or the model asks for (INVALID_ARGUMENT): str() says what was expected
+    and what came."""
 
 class InferRequest:
     """A decoded ModelInferRequest: views into its bytes, which it keeps alive. One thread at a time may touch it."""
@@ -97,17 +102,18 @@ class InferRequest:
         """Names of the outputs asked for; none means all."""
 
     def check(self, schema: Schema) -> int:
-        """Checks parameters, names, datatypes, shapes, sizes and values for a schema and returns the number of rows; WireError.
+        """Checks parameters, names, datatypes, shapes, sizes and values for a schema and returns the number of rows;
+        WireError.
 
-        A schema takes one tensor [n] or [n, 1] per field in any order, or, where all features are real, one FP32 or FP64
-        tensor "features" [n, features] beside the key columns. Reals take FP32, FP64, INT32, INT64 and BOOL; booleans the same
-        with values 0, 1 or NaN; integers the same with whole values within 64 bits or NaN; strings BYTES that are UTF-8. FP64
-        and integers are rounded to the nearest float32 in real columns.
+        A schema takes one tensor [n] or [n, 1] per field in any order, or, where all features are real, one FP32 or
+        FP64 tensor "features" [n, features] beside the key columns. Reals take FP32, FP64, INT32, INT64 and BOOL;
+        booleans the same with values 0, 1 or NaN; integers the same with whole values within 64 bits or NaN; strings
+        BYTES that are UTF-8. FP64 and integers are rounded to the nearest float32 in real columns.
         """
 
     def append_to(self, slab: Slab, start: int = 0, stop: int = -1) -> None:
-        """Copies rows [start, stop), -1 being the end, to the end of a slab of the schema that was checked. All or nothing;
-        ValueError before check(), for another schema, or for a string column beyond 2 GiB; IndexError."""
+        """Copies rows [start, stop), -1 being the end, to the end of a slab of the schema that was checked. All or
+        nothing; ValueError before check(), for another schema, or for a string column beyond 2 GiB; IndexError."""
 
 def decode_infer(body: bytes) -> InferRequest:
     """Parses a serialised ModelInferRequest in place; WireError on bytes that are none."""
@@ -135,8 +141,8 @@ def encode_infer_responses(
     outputs: Sequence[tuple[str, str, NDArray[Any]]],
     wanted: Sequence[Sequence[str] | None],
 ) -> list[bytes]:
-    """The answers to all requests of a batch: request i gets the next counts[i] rows of each output that it wants (None or
-    empty: all). ValueError on an unknown output, or where the counts do not add up to the outputs' rows."""
+    """The answers to all requests of a batch: request i gets the next counts[i] rows of each output that it wants
+    (None or empty: all). ValueError on an unknown output, or where the counts do not add up to the outputs' rows."""
 
 def crc32c(data: bytes | bytearray | memoryview | NDArray[Any], seed: int = 0) -> int:
     """CRC-32C (Castagnoli) of contiguous bytes that follow bytes whose CRC-32C is `seed`."""
@@ -145,10 +151,11 @@ def crc32c_portable(data: bytes | bytearray | memoryview | NDArray[Any], seed: i
     """crc32c by tables, on any processor: what crc32c falls back to."""
 
 class CompiledProgram:
-    """A column program for the CPU; immutable, any number of threads may run it. See trimtab.kernels.cpu, its only user.
+    """A column program for the CPU; immutable, any number of threads may run it. See trimtab.kernels.cpu, its only
+    user.
 
-    chains: (field, [(op, reals, integers, texts), ...]). sketch: one (kind, reals, integers, texts, counted) a feature.
-    Raises ValueError on anything that could not be run safely.
+    chains: (field, [(op, reals, integers, texts), ...]). sketch: one (kind, reals, integers, texts, counted) a
+    feature. Raises ValueError on anything that could not be run safely.
     """
 
     def __init__(
@@ -169,7 +176,8 @@ class CompiledProgram:
         start: int = 0,
         stop: int = -1,
     ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """Features [n, n_features] and ids [n, n_ids] of rows [start, stop); adds them to counts and moments, in place.
+        """Features [n, n_features] and ids [n, n_ids] of rows [start, stop); adds them to counts and moments, in
+        place.
 
         ValueError on a slab of another schema or arrays that are too short, IndexError on rows out of range.
         """
