@@ -43,6 +43,9 @@ Every command takes -C DIR (the folder of trimtab.toml, default: here) and --jso
 """
 
 
+_INTERRUPTED = 130
+
+
 class _Commands(TyperGroup):
     """Commands by name; only the one that is called is imported."""
 
@@ -101,6 +104,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             args=None if arguments is None else list(arguments), prog_name="trimtab", standalone_mode=False
         )
         sys.stdout.flush()
+        if result == _INTERRUPTED:
+            # Typer turns Ctrl-C into this exit code, without a word.
+            print("trimtab: interrupted", file=sys.stderr)
         return result if isinstance(result, int) else 0
     except BrokenPipeError:
         # Whoever read our output has left; the interpreter must not complain when it flushes.
@@ -122,7 +128,7 @@ def _explained(error: BaseException) -> tuple[str, int]:
         return known
     # Typer's own errors; its classes are click's or a copy of them, depending on its version.
     if type(error).__name__ == "Abort":
-        return "interrupted", 130
+        return "interrupted", _INTERRUPTED
     message = getattr(error, "format_message", None)
     if message is not None:
         context = getattr(error, "ctx", None)

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 __all__ = ["drift"]
 
 _SHOWN = 20
+_NAMES = {"ks": "kolmogorov_smirnov"}
 
 
 def drift(
@@ -108,14 +109,43 @@ def _reports(project: Project, model: str, windows: int) -> tuple[list[Drift], b
 
 
 def _from_disk(project: Project, model: str, windows: int) -> list[Drift]:
-    from trimtab.client.messages import drifts
+    from trimtab.client import Drift, DriftFeature, DriftMeasure
     from trimtab.kernels.drift import DriftWindow
-    from trimtab.protos.v1.trimtab_pb2 import DriftResponse
-    from trimtab.server.drift import report_of
     from trimtab.store.files import read_lines
 
     path = project.model_state(model).drift
     if not path.exists():
         return []
-    lines = read_lines(path)[-windows:]
-    return drifts(DriftResponse(reports=[report_of(model, DriftWindow.from_json(line.decode())) for line in lines]))
+    found = []
+    for line in read_lines(path)[-windows:]:
+        window = DriftWindow.from_json(line.decode())
+        features = tuple(
+            DriftFeature(
+                feature.feature,
+                # One statistic is called by its short name on disk.
+                tuple(
+                    DriftMeasure(_NAMES.get(one.name, one.name), one.value, one.effect, one.p_value)
+                    for one in feature.statistics
+                ),
+                feature.missing_rate,
+                feature.reference_missing_rate,
+                feature.unseen_rate,
+                feature.adjusted_p_value,
+                feature.persistence,
+                feature.alarm,
+            )
+            for feature in sorted(window.features, key=lambda feature: -feature.effect)
+        )
+        found.append(
+            Drift(
+                model,
+                window.window,
+                window.start_us,
+                window.end_us,
+                window.rows,
+                window.reference_rows,
+                len(window.alarms),
+                features,
+            )
+        )
+    return found

@@ -83,7 +83,7 @@ def prepare_project(
 
     Raises UserError, StoreError, OSError.
     """
-    from trimtab.cli.errors import UsageError
+    from trimtab.cli.errors import DataError, UsageError
     from trimtab.cli.history import History, cut_of, label_times
     from trimtab.cli.profile import profile
     from trimtab.cli.roles import assign
@@ -129,7 +129,7 @@ def prepare_project(
             include=options.include,
         )
         if not any(role.use == "feature" for role in roles):
-            raise UsageError(f"no column of {data} is left to be a feature; bring some back with --include")
+            raise DataError(f"no column of {data} is left to be a feature; bring some back with --include")
         history = History(table, cut, label_times(table, options.label_time, options.label_delay_us))
         text = render(_file(data, directory, options, target, roles, history))
         made = Made(Project.loads(text, directory), target, roles, found, table.rows, cut, table.was_sorted)

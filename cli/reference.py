@@ -14,8 +14,9 @@ _HEAD = """# Commands
 
 Made from `trimtab COMMAND --help` by `python -m trimtab.cli.reference`; do not edit.
 
-Exit codes: 0 success; 1 something that you can put right, said in one line on stderr; 2 flags or arguments that do not fit;
-130 interrupted. Results go to stdout, notes and progress to stderr. With `--json`, stdout has exactly one JSON object.
+Exit codes: 0 success; 1 something that you can put right, said in one line on stderr; 2 flags or arguments that do
+not fit; 130 interrupted. Results go to stdout, notes and progress to stderr. With `--json`, stdout has exactly one JSON
+object.
 """
 
 

@@ -66,7 +66,11 @@ def detect(table: Table, column: str, task: str = "", positive: str = "") -> Tar
     table.require(column)
     kind = table.schema.field(column).type
     if not (
-        pa.types.is_boolean(kind) or pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_string(kind)
+        pa.types.is_boolean(kind)
+        or pa.types.is_integer(kind)
+        or pa.types.is_floating(kind)
+        or pa.types.is_string(kind)
+        or pa.types.is_null(kind)
     ):
         raise DataError(f"{table.path}: label {column!r}: expected numbers, booleans or strings, came {kind}")
     if task not in ("", "binary", "multiclass", "regression"):

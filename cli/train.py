@@ -6,6 +6,7 @@ then are trained on: what a team would have had on that day."""
 from __future__ import annotations
 
 import hashlib
+import logging
 import platform
 import time as clock
 import uuid
@@ -81,6 +82,8 @@ def train_model(
             f"model {settings.name!r} has versions already (newest {known[-1]}): "
             "`trimtab retrain --recipe search` finds a challenger, --again trains from this history once more"
         )
+    # Optuna writes the traceback of an interrupted trial on stderr; what happened is said once, in one line.
+    logging.getLogger("optuna.study._optimize").setLevel(logging.ERROR)
     started = clock.monotonic()
     table, known_us, left_out, snapshot = _rows(project, settings, label_delay_us)
     number = store.allocate(f"train-{uuid.uuid4()}")
