@@ -61,9 +61,9 @@ def _legend(report: Mapping[str, Any]) -> str:
 
 def _curves(report: Mapping[str, Any]) -> str:
     curve = report["curve"]
-    times = curve["time_us"]
+    times: list[float] = curve["time_us"]
     sides = [side for side in ("frozen", "cron", "live") if side in curve]
-    known = [value for side in sides for value in curve[side] if _is_number(value)]
+    known: list[float] = [value for side in sides for value in curve[side] if _is_number(value)]
     if not known:
         return '<p class="soft">No row was scored.</p>'
     low, high = min(known), max(known)

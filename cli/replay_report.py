@@ -48,7 +48,7 @@ def scored_sides(
 ) -> Sides:
     """Brings all sides to the same rows. `frozen` has every replayed row, `cron` (if compared) the labelled ones."""
     labelled = stream.labelled[stream.start :]
-    answered = np.isfinite(played.predictions).all(axis=1)
+    answered: NDArray[np.bool_] = np.asarray(np.isfinite(played.predictions).all(axis=1))
     kept = np.flatnonzero(labelled & answered)
     of_labelled = answered[labelled]
     # The simple baselines see all labels that were known, those of the training rows too.

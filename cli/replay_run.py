@@ -108,7 +108,7 @@ class _Player:
         self._request_start: list[int] = []
         self._request_ids: list[str] = []
         self._channels = [grpc.insecure_channel(target(address), options=_OPTIONS)]
-        self._infer = self._channels[0].unary_unary(_INFER)
+        self._infer: Any = self._channels[0].unary_unary(_INFER)
         self._feedback = self._channels[0].unary_unary(
             _FEEDBACK, pb.FeedbackRequest.SerializeToString, pb.FeedbackResponse.FromString
         )

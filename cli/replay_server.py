@@ -5,6 +5,7 @@ Nothing that the replay does reaches the project: not its captures, labels, vers
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -50,6 +51,8 @@ def isolated_copy(project: Project, model: str, version: int, directory: Path) -
     # Nobody is there to approve: the replay asks what retraining would have done.
     for item in items["model"]:
         item["rollout"] = {**item.get("rollout", {}), "approve": "auto"}
+        # Old rows stay until the end, when their labels are counted.
+        item["capture"] = {**item.get("capture", {}), "max_age": "36500d"}
     if path := items.get("data", {}).get("path"):
         items["data"]["path"] = str((project.directory / path).resolve())
     directory.mkdir(parents=True, exist_ok=True)
@@ -123,6 +126,9 @@ class ReplayServer:
 
 
 def _free_socket(path: str) -> None:
-    # A server that was killed leaves it, outside the temporary folder where that folder's name is long.
-    if os.path.exists(path):
+    # Where the temporary folder's name is long the socket is elsewhere, in a folder of its own.
+    with contextlib.suppress(OSError):
         os.unlink(path)
+    if Path(path).parent.name.startswith("trimtab-"):
+        with contextlib.suppress(OSError):
+            Path(path).parent.rmdir()

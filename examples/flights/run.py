@@ -36,9 +36,10 @@ def main() -> int:
     print(f"# New York's flights of 2013 with their weather: {prepare(data)}", flush=True)
     if options.fresh:
         shutil.rmtree(project, ignore_errors=True)
-    labels = ["--label", "late", "--time", "time", "--label-time", "label_time"]
+    # A flight number is a name that looks like a quantity; what it stands for is in carrier, destination and hours.
+    roles = ["--label", "late", "--time", "time", "--label-time", "label_time", "--exclude", "flight"]
     if not (project / "trimtab.toml").exists():
-        run("init", data, *labels, "--until", UNTIL, "-C", project)
+        run("init", data, *roles, "--until", UNTIL, "-C", project)
     if not (project / "state" / "flights" / "versions" / "1").exists():
         run("train", "-C", project)
     report = folder / "report.json"
