@@ -24,7 +24,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
+from scipy.special import stdtrit
 
 __all__ = ["Comparison", "block_length", "compare_losses"]
 
@@ -53,7 +53,7 @@ class Comparison:
 
     def quantile(self, level: float) -> float:
         """Student's t."""
-        return float(stats.t.ppf(level, self.freedom))
+        return float(stdtrit(self.freedom, level))
 
     def upper(self, alpha: float) -> float:
         """The true difference is below this, but for an error rate alpha."""
