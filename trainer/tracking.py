@@ -1,50 +1,45 @@
 """MLflow is told what the trainer did: runs, metrics, lineage, model versions, aliases.
 
-A thread of its own takes messages from the outbox and tells MLflow; nothing else waits for it. A call to a tracking
-server may take two seconds and is not retried in line; what failed stays in the outbox and is tried again after a
-while that doubles up to RETRY_LAST. mlflow takes most of a second to import, so only that thread imports it.
+Threads. A thread of its own drains the outbox into MLflow; nothing else waits for it, and nothing else imports mlflow.
+Telling is one small write to the outbox. An attempt on a dead tracking server ends within two seconds and is not
+repeated in line: what failed stays in the outbox (outbox.py) and is tried again later.
 
-Told twice is told once: a run is found by its workflow's tag, a model version by the tag `trimtab.version`.
+The alias `champion` names the live version. Whatever made a version live, also a rollback by hand, is seen in
+live.json and told. Where a person moves the alias in MLflow, that asks for a promotion, but only when it differs both
+from what was last written and from what was last seen while nothing waited to be told: else MLflow is merely behind,
+and the alias is put back. A request is asked once; if the alias still points there afterwards, it is put back.
 
-The alias `champion` names the live version. Where a person moves it in MLflow, that is a request to promote, but only
-when it differs both from what was last written and from what was last seen while the outbox was empty: else MLflow is
-merely behind, and the alias is put back (`poll`).
+MLflow announces nothing, so `champion` is looked at every POLL_SECONDS: the only polling here.
 """
 
 from __future__ import annotations
 
-import contextlib
-import logging
-import math
 import os
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from trimtab.store.errors import StoreError
+from trimtab.store.files import now_us
+from trimtab.store.live import LiveStore
 from trimtab.store.manifest import Decision, Manifest
 from trimtab.store.project import Project
 from trimtab.store.settings import ModelSettings
-from trimtab.trainer.outbox import Message, Outbox
+from trimtab.store.versions import VersionStore
+from trimtab.trainer import mlflow_client
+from trimtab.trainer.mlflow_client import CHAMPION, Candidate, Mlflow
+from trimtab.trainer.outbox import Message, MessageRefused, Outbox
 
 __all__ = ["Tracker"]
 
-RETRY_FIRST, RETRY_LAST = 1.0, 60.0
 POLL_SECONDS = 30.0
 """Between two looks at where `champion` points."""
-VERSION, WORKFLOW = "trimtab.version", "trimtab.workflow"
-CHAMPION, CHALLENGER = "champion", "challenger"
 
-# Before mlflow is imported: no long waits for a server that is dead, and nothing sent to anybody else.
-_ENVIRONMENT = {
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "2",
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "DO_NOT_TRACK": "true",
-}
+_REFUSALS = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_DOES_NOT_EXIST", "RESOURCE_ALREADY_EXISTS")
+"""Error codes that say that it is the message that is wrong, if they come twice in a row."""
 
 
 class Tracker:
@@ -54,21 +49,28 @@ class Tracker:
         self.state = "ok"
         """"ok", "behind" (messages wait) or "failing: …"."""
         self.requested: int | None = None
-        """The version that a person asked to promote by moving `champion`; whoever acts on it clears it."""
+        """The version that a person asked to promote by moving `champion`; whoever acts on it clears it first."""
         self._name = model.name
-        self._enabled = project.mlflow.enabled
+        self._settings = project.mlflow
         self._uri = project.mlflow_uri
-        self._experiment = project.mlflow.experiment
+        self._artifacts = project.state / "mlartifacts"
+        self._paths = project.model_state(model.name)
         self._outbox = outbox
-        self._wake = threading.Event()
-        self._idle = threading.Event()
-        self._stopping = False
         self._thread: threading.Thread | None = None
-        self._mlflow: _Mlflow | None = None
+        # Guards what follows, and wakes both the thread (something to do) and flush (something was done).
+        self._changed = threading.Condition()
+        self._told = True
+        self._hurry = False
+        self._stopping = False
+        self._failures = 0
+        # The thread's own.
+        self._mlflow: Mlflow | None = None
+        self._refused = 0
+        self._asked: int | None = None
 
     def start(self) -> None:
-        """Starts delivering."""
-        if self._enabled and self._thread is None:
+        """Starts delivering, with what an earlier process left."""
+        if self._settings.enabled and self._thread is None:
             self._thread = threading.Thread(target=self._run, name=f"mlflow {self._name}", daemon=True)
             self._thread.start()
 
@@ -81,207 +83,183 @@ class Tracker:
         params: Mapping[str, Any],
     ) -> None:
         """A candidate and its verdict; `manifest` and `path` where it was published."""
+        decision = decision.model_copy(update={"time_us": decision.time_us or now_us()})
         body = {
             "workflow": workflow_id,
             "decision": decision.model_dump(),
             "manifest": None if manifest is None else manifest.model_dump(),
-            "path": None if path is None else str(path),
+            "path": "" if path is None else str(path),
             "params": dict(params),
         }
         self._put(f"candidate {workflow_id}", "candidate", body)
 
     def tell_live(self, version: int, reason: str) -> None:
         """A version that went live."""
-        self._put("live", "live", {"version": version, "reason": reason})
+        self._put("live", "live", {"version": version, "weights": self._weights(version), "reason": reason})
 
     def flush(self, timeout: float) -> bool:
-        """Waits until everything was delivered; whether it was."""
+        """Has what waits delivered now; whether it was, within `timeout` seconds. An attempt that fails ends it."""
         if self._thread is None:
-            return not self._enabled
-        deadline = time.monotonic() + timeout
-        while len(self._outbox) and (left := deadline - time.monotonic()) > 0:
-            self._idle.clear()
-            self._wake.set()
-            if not len(self._outbox):
-                break
-            self._idle.wait(left)
+            return not len(self._outbox)
+        with self._changed:
+            failures = self._failures
+            self._told = self._hurry = True
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: not len(self._outbox) or self._failures != failures, timeout)
         return not len(self._outbox)
 
     def close(self, timeout: float) -> None:
-        """Delivers what is left within the time, and stops."""
-        self.flush(timeout)
-        self._stopping = True
-        self._wake.set()
+        """Delivers what can be within the time, and stops. The outbox is closed too; what is left stays in it."""
+        deadline = time.monotonic() + timeout
+        try:
+            self.flush(timeout)
+        except StoreError as error:
+            _say(error)
+        with self._changed:
+            self._stopping = True
+            self._changed.notify_all()
         if self._thread is not None:
-            self._thread.join(min(timeout, 3.0))
+            # A delivery that hangs is left behind: the thread is a daemon, and its message is delivered next time.
+            self._thread.join(max(deadline - time.monotonic(), 0.1))
         self._outbox.close()
 
     def poll(self) -> int | None:
         """The version that a person asks to promote by moving `champion`; None if nobody does. Puts the alias back
-        where MLflow was merely behind. Blocks up to a few seconds; raises whatever MLflow raises."""
-        if not self._enabled:
+        where it only lags behind. For the tracker's thread: takes as long as MLflow does, and raises what it raises.
+        """
+        live = LiveStore(self._paths.live).read()
+        if live is None or self.requested is not None or len(self._outbox):
             return None
-        mlflow = self._mlflow = self._mlflow or _Mlflow(self._uri, self._experiment, self._name)
         written, seen = self._outbox.recall("written"), self._outbox.recall("seen")
-        current = mlflow.champion()
-        if current is None or current == written:
+        if live.live != written:
+            self.tell_live(live.live, live.reason)
             return None
-        if len(self._outbox) == 0 and current != seen:
-            self._outbox.remember("seen", current)
+        mlflow = self._connected()
+        found = mlflow.where_champion_points()
+        current = found[0] if found else None
+        if current == written:
+            self._asked = None
+            if seen != written:
+                self._outbox.remember("seen", written)
+            return None
+        if found and current not in (seen, self._asked) and self._weights(found[0]) == found[1] != "":
+            self._asked = current
             return current
-        if written is not None:
-            mlflow.alias(CHAMPION, written)
-            print(f"mlflow: champion of {self._name} was {current}, put back to {written}", file=sys.stderr)
+        if mlflow.champion(written, self._weights(written)):
+            _say(f"{CHAMPION} of {self._name} pointed at {current or 'no version'}; it is {written} again")
         return None
 
     def _put(self, key: str, kind: str, body: dict[str, Any]) -> None:
-        if not self._enabled:
+        if not self._settings.enabled:
             return
         try:
             self._outbox.put(key, kind, body)
         except StoreError as error:
             # What MLflow is told is a copy: losing one must not lose the training.
-            print(f"mlflow: {error}", file=sys.stderr, flush=True)
-        self._idle.clear()
-        self._wake.set()
+            _say(error)
+            return
+        with self._changed:
+            if self.state == "ok":
+                self.state = "behind"
+            self._told = True
+            self._changed.notify_all()
+
+    def _weights(self, version: int) -> str:
+        """The hash of a version's weights; empty where it is not here."""
+        try:
+            return VersionStore(self._paths.versions).manifest(version).weights
+        except StoreError:
+            return ""
+
+    # From here on: the tracker's thread.
 
     def _run(self) -> None:
-        delay = RETRY_FIRST
-        while not self._stopping:
+        poll_at = time.monotonic() + POLL_SECONDS
+        while True:
+            with self._changed:
+                wait = self._outbox.retry_seconds() or max(poll_at - time.monotonic(), 0.0)
+                self._changed.wait_for(lambda: self._told or self._stopping, wait)
+                if self._stopping:
+                    return
+                hurry, self._told, self._hurry = self._hurry, False, False
             try:
-                message = self._outbox.first()
-                if message is None:
-                    self.state = "ok"
-                    self._idle.set()
-                    if not self._wake.wait(POLL_SECONDS):
-                        self.requested = self.poll() or self.requested
-                    self._wake.clear()
-                    continue
-                self._deliver(message)
-                self._outbox.delivered(message)
-                self.state, delay = "behind", RETRY_FIRST
-            except StoreError as error:
-                if not self._stopping:
-                    print(f"mlflow: {error}", file=sys.stderr, flush=True)
-                return
+                drained = self._outbox.drain(self._deliver, hurry=hurry)
+                if drained and time.monotonic() >= poll_at:
+                    poll_at = time.monotonic() + POLL_SECONDS
+                    self.requested = self.poll() or self.requested
             except Exception as error:  # Whatever MLflow and its drivers raise.
-                self.state = f"failing: {_first_line(error)}"
-                self._idle.set()
-                self._wake.clear()
-                self._wake.wait(delay)
-                delay = min(2 * delay, RETRY_LAST)
+                self._mlflow = None
+                poll_at = max(poll_at, time.monotonic() + POLL_SECONDS)
+                self._finished(f"failing: {_first_line(error)}")
+            else:
+                if drained:
+                    self._finished("ok")
+
+    def _finished(self, state: str) -> None:
+        with self._changed:
+            self._failures += state != "ok"
+            # Something may have been told meanwhile.
+            self.state = "behind" if state == "ok" and self._told else state
+            self._changed.notify_all()
+
+    def _connected(self) -> Mlflow:
+        if self._mlflow is None:
+            self._mlflow = mlflow_client.connect(self._uri, self._settings.experiment, self._name, self._artifacts)
+        return self._mlflow
 
     def _deliver(self, message: Message) -> None:
-        self._mlflow = mlflow = self._mlflow or _Mlflow(self._uri, self._experiment, self._name)
+        try:
+            tell = self._meaning(message)
+        except (KeyError, TypeError, ValueError) as error:
+            raise MessageRefused(f"it makes no sense ({_first_line(error)})") from error
+        mlflow = self._connected()
+        try:
+            tell(mlflow)
+        except Exception as error:
+            if getattr(error, "error_code", "") not in _REFUSALS:
+                raise
+            # Once may be something that was deleted in MLflow, which connecting anew makes again.
+            if self._refused == message.sequence:
+                raise MessageRefused(_first_line(error)) from error
+            self._refused = message.sequence
+            raise
+
+    def _meaning(self, message: Message) -> Callable[[Mlflow], None]:
+        """What to do with MLflow. Raises KeyError, TypeError or ValueError where the message is none."""
         body = message.body
         if message.kind == "candidate":
-            decision = Decision.model_validate(body["decision"])
-            manifest = None if body["manifest"] is None else Manifest.model_validate(body["manifest"])
-            mlflow.candidate(body["workflow"], decision, manifest, body["path"], body["params"])
-        elif message.kind == "live":
-            self._outbox.remember("written", body["version"])
-            mlflow.alias(CHAMPION, body["version"])
+            candidate = Candidate(
+                str(body["workflow"]),
+                self._origin(),
+                Decision.model_validate(body["decision"]),
+                None if body["manifest"] is None else Manifest.model_validate(body["manifest"]),
+                str(body["path"]),
+                dict(body["params"]),
+            )
+            return lambda mlflow: mlflow.tell(candidate)
+        if message.kind == "live":
+            version, weights = int(body["version"]), str(body["weights"])
+            return lambda mlflow: self._write_champion(mlflow, version, weights)
+        raise ValueError(f"unknown kind {message.kind!r}")
+
+    def _write_champion(self, mlflow: Mlflow, version: int, weights: str) -> None:
+        # Remembered first: if this dies in between, the message is still there, and no person is suspected.
+        self._outbox.remember("written", version)
+        if mlflow.champion(version, weights):
+            self._outbox.remember("seen", version)
+
+    def _origin(self) -> str:
+        """Names this outbox."""
+        origin = self._outbox.recall("origin")
+        if not isinstance(origin, str):
+            origin = os.urandom(8).hex()
+            self._outbox.remember("origin", origin)
+        return origin
 
 
-class _Mlflow:
-    """MLflow's client, and the names that it gives to things. The tracker's thread uses it."""
-
-    def __init__(self, uri: str, experiment: str, model: str) -> None:
-        for name, value in _ENVIRONMENT.items():
-            os.environ.setdefault(name, value)
-        for name in ("mlflow", "alembic"):
-            logging.getLogger(name).setLevel(logging.ERROR)
-        import mlflow.entities
-        from mlflow.exceptions import MlflowException
-        from mlflow.tracking import MlflowClient
-
-        for name in ("mlflow", "alembic"):
-            logging.getLogger(name).setLevel(logging.ERROR)
-        self._entities: Any = mlflow.entities
-        self._error: type[Exception] = MlflowException
-        self._client: Any = MlflowClient(tracking_uri=uri, registry_uri=uri)
-        self._model = model
-        found = self._client.get_experiment_by_name(experiment)
-        self._experiment: str = found.experiment_id if found else self._client.create_experiment(experiment)
-        with contextlib.suppress(MlflowException):
-            self._client.create_registered_model(model)
-
-    def candidate(
-        self,
-        workflow: str,
-        decision: Decision,
-        manifest: Manifest | None,
-        path: str | None,
-        params: Mapping[str, Any],
-    ) -> None:
-        """A run, and a model version where one was published."""
-        run = self._run(workflow, decision)
-        now = decision.time_us // 1000 or int(time.time() * 1000)
-        numbers = {name: value for name, value in decision.metrics.items() if isinstance(value, int | float)}
-        metrics = [
-            self._entities.Metric(_safe(name), float(value), now, decision.version)
-            for name, value in numbers.items()
-            if math.isfinite(value)
-        ]
-        tags = {"verdict": decision.verdict, "reason": decision.reason[:4000], "recipe": decision.recipe}
-        if manifest is not None:
-            tags |= {
-                "parent": str(manifest.parent or ""),
-                "weights": manifest.weights,
-                "snapshot": manifest.snapshot_hash,
-                "program": manifest.program_hash,
-                "code": manifest.code_revision,
-            }
-        self._client.log_batch(
-            run,
-            metrics=metrics,
-            params=[self._entities.Param(name, str(value)[:500]) for name, value in params.items()],
-            tags=[self._entities.RunTag(f"trimtab.{name}", value) for name, value in tags.items()],
-        )
-        self._client.set_terminated(run)
-        if manifest is not None and path is not None:
-            number = self._version(decision.version)
-            if number is None:
-                lineage = {VERSION: str(decision.version), "trimtab.weights": manifest.weights}
-                made = self._client.create_model_version(self._model, source=path, run_id=run, tags=lineage)
-                number = str(made.version)
-            self._client.set_model_version_tag(self._model, number, "trimtab.verdict", decision.verdict)
-            if decision.verdict == "undecided":
-                self._client.set_registered_model_alias(self._model, CHALLENGER, number)
-
-    def alias(self, name: str, version: int) -> None:
-        """Points an alias at the model version that holds `version`, where MLflow has one."""
-        number = self._version(version)
-        if number is not None:
-            self._client.set_registered_model_alias(self._model, name, number)
-
-    def champion(self) -> int | None:
-        """The version that `champion` points at."""
-        try:
-            found = self._client.get_model_version_by_alias(self._model, CHAMPION)
-        except self._error:
-            return None
-        return int(found.tags[VERSION]) if VERSION in found.tags else None
-
-    def _run(self, workflow: str, decision: Decision) -> str:
-        known = self._client.search_runs(
-            [self._experiment], filter_string=f"tags.`{WORKFLOW}` = '{workflow}'", max_results=1
-        )
-        if known:
-            return str(known[0].info.run_id)
-        tags = {WORKFLOW: workflow, VERSION: str(decision.version), "trimtab.model": self._model}
-        run = self._client.create_run(self._experiment, tags=tags, run_name=f"{self._model} {decision.version}")
-        return str(run.info.run_id)
-
-    def _version(self, version: int) -> str | None:
-        found = self._client.search_model_versions(f"name = '{self._model}' and tags.`{VERSION}` = '{version}'")
-        return str(found[0].version) if found else None
+def _say(what: object) -> None:
+    print(f"trainer: mlflow: {what}", file=sys.stderr, flush=True)
 
 
-def _safe(name: str) -> str:
-    """A metric's name as MLflow takes it."""
-    return "".join(letter if letter.isalnum() or letter in "_-. /" else "_" for letter in name)[:250]
-
-
-def _first_line(error: Exception) -> str:
+def _first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
