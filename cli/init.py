@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from trimtab.cli.options import Directory, Json, names
+from trimtab.cli.options import Json, names
 
 if TYPE_CHECKING:
     from trimtab.cli.history import History
@@ -324,7 +324,9 @@ def init(
     until: Annotated[str, typer.Option(metavar="VALUE", help="Train on rows before this value of --time.")] = "",
     name: Annotated[str, typer.Option(metavar="NAME", help="Name of the model.", show_default="the file's")] = "",
     force: Annotated[bool, typer.Option("--force", help="Replace a trimtab.toml that is there.")] = False,
-    directory: Directory = Path("."),
+    directory: Annotated[
+        Path, typer.Option("-C", metavar="DIR", help="Folder to make the project in.", show_default="here")
+    ] = Path("."),
     as_json: Json = False,
 ) -> None:
     """Profile DATA and make a project of it: DIR/trimtab.toml, commented, and DIR/report.html.

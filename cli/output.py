@@ -98,16 +98,20 @@ class Output:
         if self.as_json or not sys.stderr.isatty():
             yield _Silent()
             return
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+        from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+        from rich.table import Column
 
+        # The remark takes what is left of the line, and loses its end first.
+        remark = Column(ratio=1, no_wrap=True, overflow="ellipsis")
         bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=24),
+            TaskProgressColumn(),
             TimeElapsedColumn(),
-            TextColumn("{task.fields[remark]}"),
+            TextColumn("{task.fields[remark]}", markup=False, table_column=remark),
             console=self.err,
             transient=True,
+            expand=True,
         )
         with bar:
             yield _Bar(bar, bar.add_task(text, total=total, remark=""))

@@ -67,12 +67,10 @@ def train_model(
 
     `label_delay_us`: how late labels are, where no column of the data says so. `again`: publish another first version
     though there are versions already; it serves only once it is promoted. Raises ModelExists, DataError,
-    TrainerError, StoreError."""
+    TrainerError, StoreError.
+    """
     from trimtab.cli.errors import ModelExists
     from trimtab.store.versions import VersionStore
-    from trimtab.trainer.dataset import history_path, save_history
-    from trimtab.trainer.encode import task_of
-    from trimtab.trainer.search import fit_search
 
     settings = project.model(model)
     store = VersionStore(project.model_state(settings.name).versions)
@@ -82,10 +80,15 @@ def train_model(
             f"model {settings.name!r} has versions already (newest {known[-1]}): "
             "`trimtab retrain --recipe search` finds a challenger, --again trains from this history once more"
         )
-    # Optuna writes the traceback of an interrupted trial on stderr; what happened is said once, in one line.
-    logging.getLogger("optuna.study._optimize").setLevel(logging.ERROR)
     started = clock.monotonic()
     table, known_us, left_out, snapshot = _rows(project, settings, label_delay_us)
+    # Only now: what is wrong with the data should not wait for torch to be imported.
+    from trimtab.trainer.dataset import history_path, save_history
+    from trimtab.trainer.encode import task_of
+    from trimtab.trainer.search import fit_search
+
+    # Optuna writes the traceback of an interrupted trial on stderr; what happened is said once, in one line.
+    logging.getLogger("optuna.study._optimize").setLevel(logging.ERROR)
     number = store.allocate(f"train-{uuid.uuid4()}")
     try:
         fitted = fit_search(
@@ -97,11 +100,12 @@ def train_model(
             known_us=known_us,
             progress=progress,
         )
+        # First the rows that refreshes replay: a version that is there has them.
+        save_history(history_path(project.model_state(settings.name)), table)
         weights = _publish(store, number, settings, fitted, snapshot)
     except BaseException as error:
         store.abandon(number, f"training ended early: {type(error).__name__}", recipe="search")
         raise
-    save_history(history_path(project.model_state(settings.name)), table)
     return Trained(number, weights, fitted, len(table), left_out, clock.monotonic() - started, store.path(number))
 
 
@@ -110,7 +114,6 @@ def _rows(project: Project, settings: ModelSettings, label_delay_us: int) -> tup
     import numpy as np
     import pyarrow as pa
     from trimtab.cli.history import open_history
-    from trimtab.trainer.encode import training_table
 
     with open_history(project, label_delay_us=label_delay_us) as history:
         columns = [*settings.feature_names, *settings.extra_keys, settings.label.column]
@@ -120,6 +123,8 @@ def _rows(project: Project, settings: ModelSettings, label_delay_us: int) -> tup
         times = history.table.time_us[: history.cut][trainable]
         known_us = history.label_us[: history.cut][trainable]
         cut = history.cut
+    from trimtab.trainer.encode import encode_column, task_of, training_table
+
     digest = hashlib.sha256()
     for batch in raw.to_batches():
         for column in batch.columns:
@@ -128,8 +133,6 @@ def _rows(project: Project, settings: ModelSettings, label_delay_us: int) -> tup
     # The same filter that training_table applies, for the times that go beside its rows.
     table = training_table(raw, settings, time_us=times)
     if table.dropped:
-        from trimtab.trainer.encode import encode_column, task_of
-
         labels = raw.column(settings.label.column)
         _, has_label = encode_column(labels, task_of(settings), absent_means=settings.label.absent_means)
         known_us = known_us[has_label]
@@ -195,7 +198,7 @@ def train(
     output = Output(as_json)
     project = Project.load(directory)
     settings = project.model(model or None)
-    with output.progress("reading the data") as bar:
+    with output.progress(f"training {settings.name}") as bar:
 
         def show(progress: Progress) -> None:
             done = (progress.trial - 1) * progress.epochs + progress.epoch if progress.stage == "trial" else None
