@@ -5,6 +5,7 @@ then are trained on: what a team would have had on that day."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import platform
@@ -70,6 +71,7 @@ def train_model(
     TrainerError, StoreError.
     """
     from trimtab.cli.errors import ModelExists
+    from trimtab.store.errors import StoreError
     from trimtab.store.versions import VersionStore
 
     settings = project.model(model)
@@ -104,7 +106,9 @@ def train_model(
         save_history(history_path(project.model_state(settings.name)), table)
         weights = _publish(store, number, settings, fitted, snapshot)
     except BaseException as error:
-        store.abandon(number, f"training ended early: {type(error).__name__}", recipe="search")
+        # A disk that is full for the version is full for this line too; the first error is the one to tell.
+        with contextlib.suppress(StoreError):
+            store.abandon(number, f"training ended early: {type(error).__name__}", recipe="search")
         raise
     return Trained(number, weights, fitted, len(table), left_out, clock.monotonic() - started, store.path(number))
 
