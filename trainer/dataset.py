@@ -15,9 +15,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
+import sys
+from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +28,11 @@ from numpy.typing import NDArray
 from trimtab._native import Slab
 from trimtab.kernels.slabs import slab_from_arrow, slab_to_arrow
 from trimtab.models.tasks import Task
-from trimtab.store.errors import SegmentGone
-from trimtab.store.files import os_errors, read_lines, write_atomic
+from trimtab.store.errors import SegmentDamaged, SegmentGone, StoreError
+from trimtab.store.files import append_line, make_dir, os_errors, read_lines, write_atomic
 from trimtab.store.labels import LabelReader
 from trimtab.store.project import ModelPaths
-from trimtab.store.segment import SegmentIndex, read_segment
+from trimtab.store.segment import SegmentIndex, SegmentInfo, read_segment
 from trimtab.store.settings import ModelSettings
 from trimtab.trainer.encode import EncodedRows, RowSource, TrainingTable, task_of
 from trimtab.trainer.errors import RowsUnfit
@@ -82,7 +83,11 @@ class Dataset:
         """Matured rows whose label is none of the task's."""
         self._paths = paths
         self._marks_path = paths.trainer / "matured.jsonl"
+        self.damaged = 0
+        """Segments that could not be read."""
         self._index = SegmentIndex(paths.captures)
+        self._unread: deque[SegmentInfo] = deque()
+        """Segments that were listed, and not read yet; oldest first."""
         self._labels = LabelReader(paths.labels)
         label = model.label
         self._joiner = Joiner(
@@ -104,7 +109,12 @@ class Dataset:
     @property
     def counts(self) -> dict[str, int]:
         """What became of rows and labels, by name."""
-        return {**self._joiner.counts.as_dict(), "unusable": self.unusable, "waiting": self._joiner.waiting}
+        return {
+            **self._joiner.counts.as_dict(),
+            "unusable": self.unusable,
+            "damaged_segments": self.damaged,
+            "waiting": self._joiner.waiting,
+        }
 
     @property
     def marks(self) -> int:
@@ -151,13 +161,10 @@ class Dataset:
         """Makes the marks durable. Raises StoreError."""
         if not self._unwritten:
             return
-        lines = "".join(f"{json.dumps([m.cohort, m.label_sequence, m.segment_sequence])}\n" for m in self._unwritten)
-        with os_errors("write", self._marks_path):
-            self._paths.trainer.mkdir(parents=True, exist_ok=True)
-            with open(self._marks_path, "ab") as file:
-                file.write(lines.encode())
-                file.flush()
-                os.fsync(file.fileno())
+        lines = "\n".join(json.dumps(astuple(mark)) for mark in self._unwritten)
+        make_dir(self._paths.trainer)
+        # A crash may leave the first of them: each stands for itself.
+        append_line(self._marks_path, lines)
         self._unwritten = []
 
     def content_hash(self, previous: str, start: int, stop: int) -> str:
@@ -217,17 +224,32 @@ class Dataset:
             self._waiting = []
 
     def _read_segments(self, until: int | None = None) -> None:
-        self._index.refresh()
-        for info in self._index.segments():
-            sequence = info.sequence
-            if sequence <= self._joiner.segment_sequence or (until is not None and sequence > until):
-                continue
+        self._find_segments()
+        while self._unread and (until is None or self._unread[0].sequence <= until):
+            info = self._unread.popleft()
             try:
                 table = read_segment(self._paths.captures, info)
             except SegmentGone:
-                # Expired or rewritten since the index was read; a rewritten one has a line of its own.
+                # Expired, or rewritten since the index was read: then the new one takes its place.
+                self._find_segments()
                 continue
-            self._joiner.add_segment(table, sequence)
+            except SegmentDamaged as error:
+                # Its rows are lost, and no reason to lose those of all others.
+                self.damaged += 1
+                print(f"trainer: {error}; its rows are left out", file=sys.stderr, flush=True)
+                continue
+            self._joiner.add_segment(table, info.sequence)
+
+    def _find_segments(self) -> None:
+        """Reads what is new in the index: only that, as there may be thousands of segments."""
+        changes = self._index.refresh()
+        if not changes.added and not changes.removed:
+            return
+        gone = {info.name for info in changes.removed}
+        # A segment that was rewritten after it was read holds nothing new.
+        new = [info for info in changes.added if info.sequence > self._joiner.segment_sequence]
+        unread = [info for info in self._unread if info.name not in gone] + new
+        self._unread = deque(sorted(unread, key=lambda info: (info.sequence, info.generation)))
 
     def _read_labels(self) -> None:
         while labels := self._labels.since(self._joiner.label_sequence, _LABELS_AT_ONCE):
@@ -235,7 +257,10 @@ class Dataset:
 
     def _restore(self) -> None:
         """Matures again what had matured, each cohort with the labels and segments that were known then."""
-        marks = [Maturity(*json.loads(line)) for line in read_lines(self._marks_path)]
+        try:
+            marks = [Maturity(*map(int, json.loads(line))) for line in read_lines(self._marks_path)]
+        except (TypeError, ValueError) as error:
+            raise StoreError(f"{self._marks_path} has a line that is no mark ({error}); put back a copy") from error
         for mark in marks:
             self._read_segments(mark.segment_sequence)
             while self._joiner.label_sequence < mark.label_sequence:

@@ -18,15 +18,18 @@ What becomes of a label:
   unknown    no such row was captured (sampled out, dropped, expired, or never was).
 
 A row that is sealed after its cohort has matured joins the oldest cohort that has not. A label with a business key
-belongs to the newest captured row with that key that is no newer than the label.
+belongs to the newest captured row with that key that is no newer than the label; so a row that comes later may take it
+over from an older one that still waits.
 
-`restore` replays what matured before a restart from the recorded `Maturity` marks: the same rows, with the labels that
-they had then.
+What a cohort holds when it matures follows from which rows and labels were known then, not from their order. A
+`Maturity` mark records that, and `release` replays it after a restart: the same rows, with the labels that they had.
+For the same reason labels are forgotten only when a cohort matures, at the data time that its mark records.
 """
 
 from __future__ import annotations
 
 import bisect
+import heapq
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -43,7 +46,10 @@ __all__ = ["Counts", "JoinSettings", "Joiner", "Matured", "Maturity"]
 SHARE = 0.95
 """Of a cohort's rows that must be labelled before its horizon."""
 
-_NEVER = 1 << 62
+_NEVER = 1 << 63
+
+_EARLY_MOST = 1_000_000
+"""Labels without a row that may wait while no cohort matures."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +94,8 @@ class Maturity:
     """The newest label known then."""
     segment_sequence: int
     """The newest segment known then."""
+    now_us: int = -_NEVER
+    """The data time then."""
 
 
 @dataclass
@@ -133,6 +141,23 @@ class _Row:
     inclusion: float
     prediction: tuple[float, ...]
     label: StoredLabel | None = None
+    """By request id."""
+    keyed: StoredLabel | None = None
+    """By business key."""
+
+    def holds(self) -> StoredLabel | None:
+        """The label that counts."""
+        return _newest(self.label, self.keyed)
+
+
+@dataclass(slots=True)
+class _Key:
+    """A business key's rows and labels."""
+
+    rows: list[tuple[int, bytes, int]] = field(default_factory=list)
+    """(time, identity, row number), ascending"""
+    labels: list[tuple[int, int, StoredLabel]] = field(default_factory=list)
+    """(time observed, -sequence, label), ascending"""
 
 
 class Joiner:
@@ -156,9 +181,9 @@ class Joiner:
         self._matured_before = -_NEVER
         """Cohorts below this have matured."""
         self._early: dict[bytes, StoredLabel] = {}
-        self._by_key: dict[str, tuple[list[int], list[int]]] = {}
-        """Key to (times, row numbers), ascending by time."""
-        self._early_keys: list[StoredLabel] = []
+        self._by_key: dict[str, _Key] = {}
+        self._forgettable: list[tuple[int, int, StoredLabel]] = []
+        """Heap of (time observed, sequence, label): labels that are or were early, and all with a key."""
         self._now = -_NEVER
 
     @property
@@ -208,7 +233,7 @@ class Joiner:
             place[0].append(position)
             place[1].append(number)
             if keys is not None:
-                self._remember_key(keys[position], row.time_us, number)
+                self._add_to_key(keys[position], row, number)
             if self._early and (label := self._early.pop(identity, None)) is not None:
                 self._set(number, label)
         for cohort, (positions, row_numbers) in placed.items():
@@ -216,9 +241,6 @@ class Joiner:
             waiting.chunks.append((slab, np.array(positions, np.int32), row_numbers))
             waiting.rows += len(row_numbers)
             self.counts.rows += len(row_numbers)
-        if keys is not None and self._early_keys:
-            early, self._early_keys = self._early_keys, []
-            self._take(early)
 
     def add_labels(self, labels: Sequence[StoredLabel]) -> None:
         """Takes label revisions in the order of their sequence; those not newer than the last are ignored."""
@@ -229,46 +251,75 @@ class Joiner:
 
     def _take(self, labels: Iterable[StoredLabel]) -> None:
         for label in labels:
-            number = self._row_of(label)
+            if label.request_id is None:
+                self._take_keyed(label)
+                continue
+            identity = _identity(label.request_id, label.row)
+            number = self._at.get(identity)
             if number is None:
-                if label.request_id is None:
-                    self._early_keys.append(label)
-                else:
-                    self._hold(label)
+                held = self._early[identity] = _newest(self._early.get(identity), label) or label
+                if held is label:
+                    heapq.heappush(self._forgettable, (label.observed_at_us, label.sequence, label))
             elif self._rows[number] is None:
                 self.counts.late += 1
             else:
                 self._set(number, label)
 
-    def _row_of(self, label: StoredLabel) -> int | None:
-        if label.request_id is not None:
-            return self._at.get(_identity(label.request_id, label.row))
-        times, numbers = self._by_key.get(label.key or "", ([], []))
-        at = bisect.bisect_right(times, label.observed_at_us)
-        return numbers[at - 1] if at else None
-
-    def _hold(self, label: StoredLabel) -> None:
-        identity = _identity(label.request_id or b"", label.row)
-        held = self._early.get(identity)
-        if held is None or _newer(label, held):
-            self._early[identity] = label
-
     def _set(self, number: int, label: StoredLabel) -> None:
         row = self._rows[number]
         assert row is not None
-        if row.label is None:
-            row.label = label
-            self.counts.matched += 1
-            self._cohort(row.cohort).labelled += 1
-        elif _newer(label, row.label):
-            row.label = label
+        before = row.holds()
+        row.label = _newest(row.label, label)
+        self._count(row, before)
+
+    def _count(self, row: _Row, before: StoredLabel | None) -> None:
+        after = row.holds()
+        if before is None or after is None:
+            change = (after is not None) - (before is not None)
+            self.counts.matched += change
+            self._cohort(row.cohort).labelled += change
+        elif after is not before:
             self.counts.superseded += 1
 
-    def _remember_key(self, key: str, time_us: int, number: int) -> None:
-        times, numbers = self._by_key.setdefault(key, ([], []))
-        at = bisect.bisect_right(times, time_us)
-        times.insert(at, time_us)
-        numbers.insert(at, number)
+    # --- business keys
+
+    def _take_keyed(self, label: StoredLabel) -> None:
+        key = self._by_key.setdefault(label.key or "", _Key())
+        bisect.insort(key.labels, (label.observed_at_us, -label.sequence, label))
+        heapq.heappush(self._forgettable, (label.observed_at_us, label.sequence, label))
+        at = _row_at(key, label.observed_at_us)
+        if at < 0:
+            return
+        if self._rows[key.rows[at][2]] is None:
+            self.counts.late += 1
+        self._bind(key, at)
+
+    def _add_to_key(self, name: str, row: _Row, number: int) -> None:
+        key = self._by_key.setdefault(name, _Key())
+        entry = (row.time_us, row.identity, number)
+        at = bisect.bisect(key.rows, entry)
+        key.rows.insert(at, entry)
+        if key.labels:
+            # First, so that a label that moves on is not counted twice.
+            self._bind(key, at - 1)
+            self._bind(key, at)
+
+    def _bind(self, key: _Key, at: int) -> None:
+        """Gives the key's row at a place the newest of the labels from its time on and before the next row's."""
+        row = self._rows[key.rows[at][2]] if at >= 0 else None
+        if row is None:
+            return
+        start = key.rows[at][0]
+        stop = key.rows[at + 1][0] if at + 1 < len(key.rows) else _NEVER
+        # One that it has may be forgotten already.
+        found = row.keyed if row.keyed is not None and row.keyed.observed_at_us < stop else None
+        last = bisect.bisect_left(key.labels, (stop,)) - 1
+        if last >= 0 and key.labels[last][0] >= start:
+            found = _newest(found, key.labels[last][2])
+        if found is not row.keyed:
+            before = row.holds()
+            row.keyed = found
+            self._count(row, before)
 
     def _cohort(self, cohort: int) -> _Cohort:
         found = self._cohorts.get(cohort)
@@ -286,9 +337,10 @@ class Joiner:
         marks: list[Maturity] = []
         while self._order and self._mature(self._order[0]):
             cohort = self._order[0]
-            marks.append(Maturity(cohort, self.label_sequence, self.segment_sequence))
+            marks.append(Maturity(cohort, self.label_sequence, self.segment_sequence, self._now))
             matured.append(self._release(cohort))
-        self._forget_early()
+        if marks or len(self._forgettable) > _EARLY_MOST:
+            self._forget()
         return matured, marks
 
     def _mature(self, cohort: int) -> bool:
@@ -313,7 +365,7 @@ class Joiner:
                 row = self._rows[number]
                 assert row is not None
                 self._rows[number] = None
-                if row.label is None and not self.settings.negative:
+                if row.holds() is None and not self.settings.negative:
                     self.counts.expired += 1
                     continue
                 kept.append((row.identity, chunk, position, row))
@@ -329,30 +381,41 @@ class Joiner:
                 start = stop
         return _matured(slab, [item[3] for item in kept], self._width)
 
-    def _forget_early(self) -> None:
-        """Labels whose row has not come within the horizon never had one."""
+    def _forget(self) -> None:
+        """Lets go of labels whose row has not come within the horizon: they never had one."""
         limit = self._now - self.settings.horizon_us - self.settings.cohort_us
-        gone = [identity for identity, label in self._early.items() if label.observed_at_us < limit]
-        for identity in gone:
-            del self._early[identity]
-        kept = [label for label in self._early_keys if label.observed_at_us >= limit]
-        self.counts.unknown += len(gone) + len(self._early_keys) - len(kept)
-        self._early_keys = kept
+        while self._forgettable and self._forgettable[0][0] < limit:
+            label = heapq.heappop(self._forgettable)[2]
+            if label.request_id is None:
+                key = self._by_key[label.key or ""]
+                entry = (label.observed_at_us, -label.sequence)
+                del key.labels[bisect.bisect_left(key.labels, entry)]
+                self.counts.unknown += _row_at(key, label.observed_at_us) < 0
+                if not key.rows and not key.labels:
+                    del self._by_key[label.key or ""]
+                continue
+            identity = _identity(label.request_id, label.row)
+            if self._early.get(identity) is label:
+                del self._early[identity]
+                self.counts.unknown += 1
 
     # --- after a restart
 
     def release(self, mark: Maturity) -> Matured | None:
         """The rows of a cohort that matured before a restart, once all that was known then has been added; None where
         they are gone (expired or deleted)."""
-        if mark.cohort not in self._cohorts:
-            self._matured_before = max(self._matured_before, mark.cohort + 1)
-            return None
-        return self._release(mark.cohort)
+        self._now = max(self._now, mark.now_us)
+        matured = None
+        if mark.cohort in self._cohorts:
+            matured = self._release(mark.cohort)
+        self._matured_before = max(self._matured_before, mark.cohort + 1)
+        self._forget()
+        return matured
 
 
 def _matured(slab: Slab, rows: list[_Row], width: int) -> Matured:
     identities = np.frombuffer(b"".join(row.identity for row in rows), np.uint8).reshape(-1, 20)
-    labels = [row.label for row in rows]
+    labels = [row.holds() for row in rows]
     weights = [(1.0 if row.label is None else row.label.weight) / max(row.inclusion, 1e-6) for row in rows]
     return Matured(
         slab,
@@ -371,12 +434,17 @@ def _identity(request_id: bytes, row: int) -> bytes:
     return request_id + row.to_bytes(4, "big")
 
 
-def _newer(label: StoredLabel, than: StoredLabel) -> bool:
-    """Whether it is the revision that holds: known later, or, known at the same time, not in conflict (stored as
-    current)."""
-    if label.observed_at_us != than.observed_at_us:
-        return label.observed_at_us > than.observed_at_us
-    return label.current and not than.current
+def _newest(one: StoredLabel | None, other: StoredLabel | None) -> StoredLabel | None:
+    """The revision that holds: what became known last; of what contradicts each other at one time, what came first."""
+    if one is None or other is None:
+        return one or other
+    ahead = other.observed_at_us - one.observed_at_us or one.sequence - other.sequence
+    return other if ahead > 0 else one
+
+
+def _row_at(key: _Key, time_us: int) -> int:
+    """Where the newest row no newer than a time is; -1: nowhere."""
+    return bisect.bisect_left(key.rows, (time_us + 1,)) - 1
 
 
 def _predictions(column: pa.ChunkedArray[Any], width: int) -> NDArray[np.float32]:

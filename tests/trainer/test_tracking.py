@@ -27,7 +27,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::F
 
 
 def make_project(directory: Path, **mlflow: Any) -> Project:
-    model = {"name": "m", "task": "binary", "classes": ["0", "1"], "positive": "1"}
+    model: dict[str, Any] = {"name": "m", "task": "binary", "classes": ["0", "1"], "positive": "1"}
     model |= {"feature": [{"name": "x", "type": "real"}], "label": {"column": "y"}}
     return Project.from_dict({"model": [model], "mlflow": mlflow}, directory)
 
