@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -43,7 +44,7 @@ class Row:
 
 def table(rows: Sequence[Row]) -> pa.Table:
     """As a sealed segment holds them."""
-    columns = [
+    columns: list[Sequence[Any]] = [
         [row.id for row in rows],
         [row.row for row in rows],
         [row.time for row in rows],
@@ -54,7 +55,7 @@ def table(rows: Sequence[Row]) -> pa.Table:
         [row.n / 1000 for row in rows],
     ]
     schema = arrow_schema(SCHEMA, 1)
-    return pa.table([pa.array(column, type) for column, type in zip(columns, schema.types, strict=True)], schema=schema)
+    return pa.table(dict(zip(schema.names, columns, strict=True)), schema=schema)
 
 
 def label(sequence: int, to: Row | str, observed: int, value: float | str = 1.0, **changes: object) -> StoredLabel:
@@ -82,7 +83,7 @@ def joiner(*, negative: bool = False, keys: bool = False) -> Joiner:
 
 def numbers(matured: Matured) -> list[float]:
     """The rows' `n`, from their features."""
-    return [float(value) for value in slab_to_arrow(matured.slab)[0].to_pylist()]
+    return [float(value or 0.0) for value in slab_to_arrow(matured.slab)[0].to_pylist()]
 
 
 Found = list[tuple[bytes, int, float | str | None, int]]
@@ -305,7 +306,8 @@ class Oracle:
         self.rows: dict[tuple[bytes, int], Row] = {}
         self.cohort: dict[tuple[bytes, int], int] = {}
         self.labels: list[StoredLabel] = []
-        self.forgotten: set[int] = set()
+        self.forgotten: dict[int, tuple[bytes, int] | None] = {}
+        """By sequence; the row that held the label then, and may go on doing so."""
         self.done: set[tuple[bytes, int]] = set()
         self.matured_before = -1000
 
@@ -334,16 +336,26 @@ class Oracle:
             self.done |= set(members)
             self.matured_before = oldest + 1
         if self.matured_before != before:
-            # What was held stays held by rows that know it already; no row may take it up anew.
             limit = tick.now - HORIZON - COHORT
-            self.forgotten |= {label.sequence for label in self.labels if label.observed_at_us < limit}
+            holders = {label.sequence: key for (key, _), label in self.best().items() if key not in self.done}
+            for label in self.labels:
+                if label.observed_at_us < limit:
+                    self.forgotten.setdefault(label.sequence, holders.get(label.sequence))
         return gave
 
     def holds(self) -> dict[tuple[bytes, int], StoredLabel]:
+        """The label that counts, of each row that has one."""
         best: dict[tuple[bytes, int], StoredLabel] = {}
+        for (key, _), label in self.best().items():
+            if key not in best or rank(label) > rank(best[key]):
+                best[key] = label
+        return best
+
+    def best(self) -> dict[tuple[tuple[bytes, int], bool], StoredLabel]:
+        """The newest label of each row by request id (False) and by key (True)."""
+        best: dict[tuple[tuple[bytes, int], bool], StoredLabel] = {}
         for label in self.labels:
-            if label.sequence in self.forgotten:
-                continue
+            keyed = label.request_id is None
             if label.request_id is not None:
                 key = (label.request_id, label.row)
             else:
@@ -351,16 +363,20 @@ class Oracle:
                 if not of_key:
                     continue
                 key = max(of_key, key=lambda r: (r.time, r.identity)).identity
-            rank = (label.observed_at_us, -label.sequence)
-            if key in self.rows and (key not in best or rank > (best[key].observed_at_us, -best[key].sequence)):
-                best[key] = label
+            if key not in self.rows or self.forgotten.get(label.sequence, key) != key:
+                continue
+            if (key, keyed) not in best or rank(label) > rank(best[key, keyed]):
+                best[key, keyed] = label
         return best
+
+
+def rank(label: StoredLabel) -> tuple[int, int]:
+    return label.observed_at_us, -label.sequence
 
 
 @st.composite
 def streams(draw: st.DrawFn) -> list[Tick]:
-    """Rows and labels in ticks: late, early, unknown, contradicting, by id and by key. A tick's rows are no older than
-    a horizon before it, so that no label is forgotten while its row waits."""
+    """Rows and labels in ticks: late, early, unknown, contradicting, by id and by key."""
     ticks = []
     known: list[Row] = []
     sequence, now = 0, 0
@@ -368,7 +384,7 @@ def streams(draw: st.DrawFn) -> list[Tick]:
         now += draw(st.integers(0, 15))
         rows = []
         for index in range(draw(st.integers(0, 6))):
-            time = draw(st.integers(max(now - 12, 0), now))
+            time = draw(st.integers(max(now - 40, 0), now))
             # Ids do not follow time.
             n = draw(st.integers(0, 9)) * 1000 + number * 10 + index
             rows.append(Row(n, time, key=draw(st.sampled_from("abc")), row=draw(st.integers(0, 1))))
@@ -377,8 +393,9 @@ def streams(draw: st.DrawFn) -> list[Tick]:
         for _ in range(draw(st.integers(0, 8))):
             sequence += 1
             unknown = Row(99_000 + sequence, 0)
-            to = draw(st.sampled_from([*known, "a", "b", "c", unknown]))
-            observed = draw(st.integers(max(now - 12, 0), now + 2))
+            places: list[Row | str] = [*known, "a", "b", "c", unknown]
+            to = draw(st.sampled_from(places))
+            observed = draw(st.integers(max(now - 40, 0), now + 2))
             labels.append(label(sequence, to, observed, float(draw(st.integers(0, 3)))))
         ticks.append(Tick(tuple(rows), tuple(labels), now))
     return [*ticks, Tick((), (), now + HORIZON + 2 * COHORT), Tick((), (), now + 2 * (HORIZON + 2 * COHORT))]
