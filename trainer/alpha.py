@@ -12,8 +12,13 @@ each promotion earns new error to spend, each refusal uses some up. On a stream 
 and again the level approaches alpha; after a run of refusals it falls, and recovers with the next promotion.
 
 The hypotheses of LORD++ are *campaigns*: all decisions about one lineage of challengers since the last promotion or
-refusal. Within a campaign the same growing evidence is looked at again and again, so its level is split over its
-looks by the same rule, 1 / (k (k + 1)), which needs no independence between looks.
+refusal. Every look of a campaign is taken at the campaign's level.
+
+Turned down: splitting a campaign's level over its looks. The looks are not at one candidate: each is a new version,
+trained further, on a window of evidence that has moved on. Split levels fell to a thousandth within a month of
+flights, and a challenger that was better by 0.02 nats on average was kept from April to December (log loss 0.535
+instead of 0.519). The price: a campaign of many looks promotes a challenger that is worse by the margin more often
+than one look would. That is bounded by the margin, and mended by the campaigns after it, which are tested against it.
 
 Only decisions that tested count: one that stopped before (too few rows, over budget) records alpha 0 and spends
 nothing.
@@ -21,15 +26,11 @@ nothing.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 
 from trimtab.store.manifest import Decision
 
 __all__ = ["alpha_for"]
-
-_ALL_LOOKS = 2.6123753486854886
-"""Sum of k ** -1.5 over all k: ζ(1.5)."""
 
 
 def alpha_for(decisions: Iterable[Decision], recipe: str, alpha: float) -> float:
@@ -38,12 +39,10 @@ def alpha_for(decisions: Iterable[Decision], recipe: str, alpha: float) -> float
     if recipe == "search":
         return alpha * _share(len(tested) + 1)
     campaigns = _campaigns(tested)
-    if campaigns and campaigns[-1][-1] == "undecided":
-        looks, number = len(campaigns[-1]) + 1, len(campaigns)
-    else:
-        looks, number = 1, len(campaigns) + 1
+    open_campaign = bool(campaigns) and campaigns[-1][-1] == "undecided"
+    number = len(campaigns) + (0 if open_campaign else 1)
     won = [position for position, campaign in enumerate(campaigns[: number - 1], 1) if campaign[-1] == "promoted"]
-    return _lord(number, won, alpha) / (math.pow(looks, 1.5) * _ALL_LOOKS)
+    return _lord(number, won, alpha)
 
 
 def _lord(number: int, won: Sequence[int], alpha: float) -> float:
