@@ -341,7 +341,7 @@ class RetrainSettings(Settings):
 class GateSettings(Settings):
     """What a challenger must show before it goes live."""
 
-    margin: Annotated[float, Field(ge=0.0)] = 0.02
+    margin: Annotated[float, Field(ge=0.0)] = 0.03
     """A refresh may be worse by at most this: nats of log loss, or relative RMSE."""
     alpha: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.05
     """Error rate over the model's whole life, refused challengers included."""
