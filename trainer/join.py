@@ -8,6 +8,10 @@ first and never out of turn, once its span is over and
   - its label horizon has passed; what is unlabelled then is left out, or is a negative where `absent_means` says so
     (such models wait for the horizon unless every row is labelled).
 
+The rows that are still unlabelled when 95 % are not dropped: the last labels are no fair sample either (of flights,
+the worst delays). They are carried into the next cohorts, where they do not count towards the 95 %, until they are
+labelled or their own horizon has passed.
+
 Mature rows come out by cohort, and within one by request id and row, whatever the order in which rows and labels came.
 
 What becomes of a label:
@@ -71,7 +75,7 @@ class Counts:
     rows: int = 0
     matured: int = 0
     expired: int = 0
-    """Rows left out because no label came before the horizon (or before the rest of their cohort matured)."""
+    """Rows left out because no label came before their horizon."""
     matched: int = 0
     late: int = 0
     unknown: int = 0
@@ -128,7 +132,10 @@ class _Cohort:
     chunks: list[tuple[Slab, NDArray[np.int32], list[int]]] = field(default_factory=list)
     """(slab of a segment, positions in it, row numbers in the joiner)"""
     rows: int = 0
+    """Its own, carried ones not counted."""
     labelled: int = 0
+    """Of these."""
+    carried: int = 0
 
 
 @dataclass(slots=True)
@@ -144,6 +151,8 @@ class _Row:
     """By request id."""
     keyed: StoredLabel | None = None
     """By business key."""
+    carried: bool = False
+    """Whether an older cohort matured without it."""
 
     def holds(self) -> StoredLabel | None:
         """The label that counts."""
@@ -189,7 +198,7 @@ class Joiner:
     @property
     def waiting(self) -> int:
         """Rows that have not matured."""
-        return sum(cohort.rows for cohort in self._cohorts.values())
+        return sum(cohort.rows + cohort.carried for cohort in self._cohorts.values())
 
     # --- what comes
 
@@ -277,7 +286,8 @@ class Joiner:
         if before is None or after is None:
             change = (after is not None) - (before is not None)
             self.counts.matched += change
-            self._cohort(row.cohort).labelled += change
+            if not row.carried:
+                self._cohort(row.cohort).labelled += change
         elif after is not before:
             self.counts.superseded += 1
 
@@ -360,15 +370,20 @@ class Joiner:
         self._matured_before = max(self._matured_before, cohort + 1)
         kept: list[tuple[bytes, int, int, _Row]] = []
         """(identity, chunk, position in its slab, row)"""
-        for chunk, (_, positions, numbers) in enumerate(waiting.chunks):
+        for chunk, (source, positions, numbers) in enumerate(waiting.chunks):
+            carried: list[tuple[int, int]] = []
             for position, number in zip(positions.tolist(), numbers, strict=True):
                 row = self._rows[number]
                 assert row is not None
-                self._rows[number] = None
                 if row.holds() is None and not self.settings.negative:
+                    if self._may_be_labelled(row):
+                        carried.append((position, number))
+                        continue
                     self.counts.expired += 1
-                    continue
-                kept.append((row.identity, chunk, position, row))
+                else:
+                    kept.append((row.identity, chunk, position, row))
+                self._rows[number] = None
+            self._carry(source, carried)
         kept.sort(key=lambda item: item[0])
         self.counts.matured += len(kept)
         slab = Slab(self._schema)
@@ -380,6 +395,24 @@ class Joiner:
                 slab.extend(waiting.chunks[kept[start][1]][0], indices)
                 start = stop
         return _matured(slab, [item[3] for item in kept], self._width)
+
+    def _may_be_labelled(self, row: _Row) -> bool:
+        """Whether the row's own horizon lies ahead."""
+        end = (row.time_us // self.settings.cohort_us + 1) * self.settings.cohort_us
+        return self._now < end + self.settings.horizon_us
+
+    def _carry(self, source: Slab, rows: list[tuple[int, int]]) -> None:
+        """Puts rows (position in the slab, number) into the oldest cohort that has not matured."""
+        if not rows:
+            return
+        cohort = self._matured_before
+        for _, number in rows:
+            row = self._rows[number]
+            assert row is not None
+            row.cohort, row.carried = cohort, True
+        waiting = self._cohort(cohort)
+        waiting.chunks.append((source, np.array([at for at, _ in rows], np.int32), [number for _, number in rows]))
+        waiting.carried += len(rows)
 
     def _forget(self) -> None:
         """Lets go of labels whose row has not come within the horizon: they never had one."""

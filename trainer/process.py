@@ -78,7 +78,7 @@ class ModelTrainer:
         state = self.steps.state
         if now_us > state.data_time_us:
             state = state.with_(data_time_us=now_us)
-        if part is not None:
+        if part is not None and len(part.table):
             self.quality.add(part)
             if state.started_us is None:
                 state = state.with_(started_us=int(part.table.time_us[0]))
