@@ -125,7 +125,23 @@ def test_cohort_waits_for_95_percent() -> None:
     assert advance(join, 20) == []
     join.add_labels([label(19, rows[18], 3)])
     assert len(advance(join, 20)) == 19
-    assert join.counts.expired == 1
+    assert (join.waiting, join.counts.expired) == (1, 0)
+
+
+def test_what_is_unlabelled_then_is_carried_until_its_own_horizon() -> None:
+    rows, later = [Row(n, 1) for n in range(60)], Row(100, 12)
+    join = joiner()
+    join.add_segment(table([*rows, later]), 1)
+    join.add_labels([label(n + 1, rows[n], 3) for n in range(58)])
+    assert len(advance(join, 20)) == 58
+    join.add_labels([label(59, rows[58], 21)])
+    assert advance(join, 21) == [], "the next cohort is not mature, and carried rows do not count towards it"
+    join.add_labels([label(60, later, 21)])
+    assert [row[0] for row in advance(join, 22)] == [rows[58].id, later.id]
+    assert advance(join, 34) == []
+    assert join.waiting == 1
+    advance(join, 60)
+    assert (join.waiting, join.counts.expired) == (0, 1)
 
 
 def test_horizon_leaves_out_unlabelled_rows() -> None:
@@ -309,6 +325,7 @@ class Oracle:
         self.forgotten: dict[int, tuple[bytes, int] | None] = {}
         """By sequence; the row that held the label then, and may go on doing so."""
         self.done: set[tuple[bytes, int]] = set()
+        self.carried: set[tuple[bytes, int]] = set()
         self.matured_before = -1000
 
     def tick(self, tick: Tick) -> Found:
@@ -324,16 +341,22 @@ class Oracle:
             oldest = min(self.cohort[key] for key in waiting)
             members = sorted(key for key in waiting if self.cohort[key] == oldest)
             end = (oldest + 1) * COHORT
-            labelled = sum(key in held for key in members)
-            full = labelled == len(members) if self.negative else labelled >= 0.95 * len(members)
+            own = [key for key in members if key not in self.carried]
+            labelled = sum(key in held for key in own)
+            full = labelled == len(own) if self.negative else labelled >= 0.95 * len(own)
             if tick.now < end or not (full or tick.now >= end + HORIZON):
                 break
             for key in members:
+                ends = (self.rows[key].time // COHORT + 1) * COHORT + HORIZON
                 if key in held:
                     gave.append((*key, held[key].value, held[key].sequence))
                 elif self.negative:
                     gave.append((*key, None, 0))
-            self.done |= set(members)
+                elif tick.now < ends:
+                    self.carried.add(key)
+                    self.cohort[key] = oldest + 1
+                    continue
+                self.done.add(key)
             self.matured_before = oldest + 1
         if self.matured_before != before:
             limit = tick.now - HORIZON - COHORT
