@@ -30,6 +30,7 @@ import grpc.aio
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 from _harness import arguments, quantiles, report
 from trimtab import _native
 from trimtab.models.version import load_version
@@ -105,6 +106,7 @@ async def load(address: str, message: bytes, seconds: float) -> tuple[float, lis
 
 def work_loop(project: Project, message: bytes, rows: int, seconds: float) -> float:
     """Requests a second when nothing but the work is done."""
+    torch.set_num_threads(project.server.threads)
     model = project.model()
     version = load_version(VersionStore(project.model_state(model.name).versions), 1)
     schema = version.program.schema
