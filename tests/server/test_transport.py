@@ -76,10 +76,29 @@ class Echo:
         )
 
 
+class Calls(list[tuple[str, str]]):
+    """What the observer was told, which may be after the caller has its answer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._told = asyncio.Event()
+
+    def tell(self, method: str, code: str) -> None:
+        self.append((method, code))
+        self._told.set()
+
+    async def hold(self, *wanted: tuple[str, str]) -> None:
+        """Returns once all of these were told."""
+        async with asyncio.timeout(30):
+            while not set(wanted) <= set(self):
+                self._told.clear()
+                await self._told.wait()
+
+
 class Bench:
     """A transport with the echo on a port and on a socket."""
 
-    def __init__(self, made: Transport, echo: Echo, port: str, path: Path, calls: list[tuple[str, str]]) -> None:
+    def __init__(self, made: Transport, echo: Echo, port: str, path: Path, calls: Calls) -> None:
         self.transport, self.echo, self.port, self.path, self.calls = made, echo, port, path, calls
         self.channel = grpc.aio.insecure_channel(port)
 
@@ -89,10 +108,8 @@ class Bench:
 
 @pytest.fixture(params=sorted(TRANSPORTS))
 async def bench(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Bench]:
-    echo, calls, path = Echo(), [], tmp_path / "admin.sock"
-    made = TRANSPORTS[request.param](
-        max_message_bytes=100_000, observer=lambda method, code: calls.append((method, code))
-    )
+    echo, calls, path = Echo(), Calls(), tmp_path / "admin.sock"
+    made = TRANSPORTS[request.param](max_message_bytes=100_000, observer=calls.tell)
     addresses = await made.start(
         [Listener("127.0.0.1:0", echo.services()), Listener(f"unix:{path}", echo.services()[:1])]
     )
@@ -198,7 +215,7 @@ async def test_cancelled_call_cancels_the_handler(bench: Bench) -> None:
     call.cancel()
     await bench.echo.cancelled.wait()
     await bench.transport.drained()
-    assert ("Echo/Hang", "CANCELLED") in bench.calls
+    await bench.calls.hold(("Echo/Hang", "CANCELLED"))
 
 
 async def test_drained_waits_for_accepted_calls(bench: Bench) -> None:
@@ -217,7 +234,7 @@ async def test_observer_is_told_of_every_status(bench: Bench) -> None:
     await bench.raw("Raw")(b"")
     await status_of(bench.raw("Invalid")(b""))
     await status_of(bench.raw("Surprise")(b""))
-    assert {("Echo/Raw", "OK"), ("Echo/Invalid", "INVALID_ARGUMENT"), ("Echo/Surprise", "INTERNAL")} <= set(bench.calls)
+    await bench.calls.hold(("Echo/Raw", "OK"), ("Echo/Invalid", "INVALID_ARGUMENT"), ("Echo/Surprise", "INTERNAL"))
 
 
 async def test_socket_is_its_owners_alone(bench: Bench) -> None:
