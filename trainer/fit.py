@@ -176,7 +176,10 @@ class Trainee:
         moments: dict[str, torch.Tensor] = {}
         for name, parameter in self.module.named_parameters():
             kept = self._optimizer.state.get(parameter, {})
-            moments.update({f"{key}.{name}": kept[key].clone() for key in _MOMENTS if key in kept})
+            if self.steps:
+                # A weight that took no part (the embeddings of a model without categories) has no moments yet.
+                empty = torch.zeros_like(parameter, requires_grad=False)
+                moments.update({f"{key}.{name}": kept.get(key, empty).clone() for key in _MOMENTS})
         return ChallengerState(weights, moments, self.steps, rows_trained)
 
 

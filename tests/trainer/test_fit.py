@@ -12,12 +12,12 @@ from trimtab.kernels.cpu import CpuExecutor
 from trimtab.models.architectures import Network, build
 from trimtab.models.tasks import Task
 from trimtab.store.settings import RetrainSettings
-from trimtab.trainer.encode import EncodedRows, SlabSource, task_of
+from trimtab.trainer.encode import EncodedRows, SlabSource, task_of, training_table
 from trimtab.trainer.errors import TrainingFailed
 from trimtab.trainer.fit import SCORE_BATCH, ChallengerState, RefreshResult, refresh, score
 from trimtab.trainer.prepare import program_for
 
-from .tables import make_model, make_table
+from .tables import make_arrow, make_model, make_table
 
 TABLE = make_table(1500, shift=2.0)
 TASK = task_of(make_model())
@@ -183,3 +183,26 @@ def test_other_tasks_and_architectures_learn(kind: str, config: dict[str, Any]) 
     settings = SETTINGS.model_copy(update={"steps": 8, "learning_rate": 0.01})
     result = refresh(start, rows, rows.slice(0, 0), build(config, program, task), None, task, settings)
     assert result.losses_challenger[1000:].mean() < 0.9 * result.losses_live[1000:].mean()
+
+
+@pytest.mark.parametrize("config", [CONFIG, {"kind": "linear", "seed": 1}])
+def test_a_model_without_categories_goes_on_from_its_bytes(config: dict[str, Any]) -> None:
+    """Its table of embeddings is empty and takes no part in training, so the optimiser has no moments for it."""
+    whole = make_model()
+    model = whole.model_copy(update={"features": whole.features[:2]})
+    table = training_table(make_arrow(1500), model)
+    program = program_for(table, model.specs(), TASK, None)
+    assert program.n_ids == 0
+    rows = table.encode(CpuExecutor(program))
+
+    def network() -> Network:
+        return build(config, program, TASK)
+
+    def onwards(state: ChallengerState, start: int, stop: int) -> ChallengerState:
+        part, past = rows.slice(start, stop), rows.slice(0, start)
+        return refresh(state, part, past, network(), network().eval(), TASK, SETTINGS).state
+
+    half = onwards(ChallengerState.start(network(), 1000), 1000, 1300)
+    read = ChallengerState.from_bytes(half.to_bytes())
+    assert same(half, read)
+    assert same(onwards(read, 1300, 1500), onwards(ChallengerState.start(network(), 1000), 1000, 1500))
