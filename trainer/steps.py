@@ -146,7 +146,7 @@ class Steps:
         """Asks the gate."""
         evidence = EvidenceRows.load(self.paths.trainer / fitted["evidence"])
         live = self._version(cut["live"])
-        candidate = self._candidate(fitted)
+        candidate = self._candidate(fitted, live)
         alpha = alpha_for(self.store.decisions(), recipe, self.model.gate.alpha)
         verdict = decide(
             Evidence(
@@ -279,7 +279,7 @@ class Steps:
         executor = CpuExecutor(live.program)
         rows = new.table.encode(executor)
         evidence = EvidenceRows.empty()
-        resumed = self._checkpoint(files)
+        resumed = self._checkpoint(files, live)
         if resumed is not None:
             state, evidence = resumed
         settings = self.model.retrain
@@ -309,7 +309,7 @@ class Steps:
             write_atomic(folder / files["challenger"], state.to_bytes())
         return {**files, "rows_trained": state.rows_trained}
 
-    def _checkpoint(self, files: Json) -> tuple[ChallengerState, EvidenceRows] | None:
+    def _checkpoint(self, files: Json, live: LoadedVersion) -> tuple[ChallengerState, EvidenceRows] | None:
         """Where an earlier run of this workflow's fit stopped. Evidence is written first, so it may be ahead."""
         folder = self.paths.trainer
         if not (folder / files["challenger"]).exists():
@@ -317,8 +317,7 @@ class Steps:
         with os_errors("read", folder / files["challenger"]):
             state = ChallengerState.from_bytes((folder / files["challenger"]).read_bytes())
         whole = EvidenceRows.load(folder / files["evidence"])
-        live = LiveStore(self.paths.live).read()
-        _, prior, base = self._lineage(self._version(live.live if live is not None else self.state.live))
+        _, prior, base = self._lineage(live)
         done = state.rows_trained - base
         mine = {name: values[len(prior) : len(prior) + done] for name, values in whole.arrays().items()}
         return state, EvidenceRows(**mine)
@@ -379,13 +378,12 @@ class Steps:
 
     # --- the gate's evidence
 
-    def _candidate(self, fitted: Json) -> Network:
+    def _candidate(self, fitted: Json, live: LoadedVersion) -> Network:
         folder = self.paths.trainer
         if "challenger" in fitted:
             with os_errors("read", folder / fitted["challenger"]):
                 state = ChallengerState.from_bytes((folder / fitted["challenger"]).read_bytes())
-            live = LiveStore(self.paths.live).read()
-            return state.load_into(self._scratch(self._version(live.live if live is not None else 1))).eval()
+            return state.load_into(self._scratch(live)).eval()
         program = ColumnProgram.from_json((folder / fitted["files"]["columns.json"]).read_text())
         config, task = split_architecture(fitted["architecture"])
         module = build(config, program, task)
