@@ -200,6 +200,9 @@ def _file(
     if 2 * horizon > 90 * _DAY_US:
         # Rows must outlive the wait for their labels.
         model["capture"] = {"max_age": _duration(2 * horizon)}
+    every = _every_labels(history.table.rows - history.cut)
+    if every is not None:
+        model["retrain"] = {"every_labels": every}
     return {"data": source, "model": [model]}
 
 
@@ -234,6 +237,17 @@ def _horizon(history: History, options: InitOptions) -> int:
     if len(known) == 0:
         return 30 * _DAY_US
     return _round_up(int(np.quantile(known, _HORIZON_QUANTILE)))
+
+
+def _every_labels(rows: int) -> int | None:
+    """Labels between two refreshes where the default would give the `rows` after training few or none; else None.
+
+    About twenty refreshes, and none on fewer than 50 labels.
+    """
+    from trimtab.store.settings import RetrainSettings
+
+    every = max(rows // 20, 50)
+    return every if every < RetrainSettings().every_labels else None
 
 
 def _round_up(us: int) -> int:
@@ -292,6 +306,7 @@ def assumptions(made: Made, options: InitOptions, data: Path) -> list[tuple[str,
         known = f"{format_duration(options.label_delay_us)} after its row"
     rows.append(("label is known", known, "--label-time COL"))
     rows.append(("label horizon", format_duration(model.label.horizon), "model.label horizon"))
+    rows.append(("refresh", f"every {model.retrain.every_labels:,} matured rows", "model.retrain every_labels"))
     return rows
 
 

@@ -51,6 +51,13 @@ def test_without_time_and_with_a_delay(tmp_path: Path) -> None:
     assert model.capture.max_age == 120 * 86_400_000_000
 
 
+def test_short_data_are_refreshed_about_twenty_times(tmp_path: Path) -> None:
+    data = files.csv(files.digits(), tmp_path / "digits.csv")
+    rows = len(files.digits())
+    project = make_project(data, InitOptions("kind", train_rows=200), tmp_path / "made")
+    assert project.model().retrain.every_labels == max((rows - 200) // 20, 50)
+
+
 def test_regression(tmp_path: Path) -> None:
     data = files.csv(files.meters(), tmp_path / "meters.csv")
     model = make_project(data, InitOptions("kwh", train_rows=500), tmp_path / "made").model()
