@@ -192,3 +192,10 @@ def sketch_values(
     moments: NDArray[np.float64],
 ) -> None:
     """Adds values to one field's part of a sketch's counts and moments, in place."""
+
+HAS_FRONT: bool
+"""Whether the native HTTP/2 front was built."""
+
+class HotTarget:
+    """What serves hot messages in native code, without Python: the hub, the group queue, an echo. Opaque; made by its
+    subclasses."""

@@ -8,6 +8,7 @@ namespace trimtab {
 void bind_slab(pybind11::module_& module);     // slab_bindings.cpp: Schema, Slab
 void bind_codec(pybind11::module_& module);    // codec.cpp: InferRequest, encode_infer_response, WireError
 void bind_columns(pybind11::module_& module);  // columns.cpp: CompiledProgram, NativeSketch
+void bind_hot(pybind11::module_& module);      // hot_bindings.cpp: HotTarget, HAS_FRONT
 void bind_crc(pybind11::module_& module);      // crc32c.cpp: crc32c
 
 }  // namespace trimtab

@@ -7,4 +7,5 @@ PYBIND11_MODULE(_native, module) {
     trimtab::bind_codec(module);
     trimtab::bind_columns(module);
     trimtab::bind_crc(module);
+    trimtab::bind_hot(module);
 }

@@ -46,6 +46,17 @@ command -v c++ >/dev/null || command -v g++ >/dev/null || missing+=(g++)
 "$python" -c 'import sys, sysconfig, pathlib; sys.exit(not pathlib.Path(sysconfig.get_path("include"), "Python.h").exists())' || missing+=("python$tag-dev")
 [ ${#missing[@]} = 0 ] || system_packages "${missing[@]}"
 
+# The native HTTP/2 front is optional: without its libraries the server speaks gRPC through grpcio.
+compiler=$(command -v c++ || command -v g++)
+has_header() { echo "#include <$1>" | "$compiler" -E -x c++ - >/dev/null 2>&1; }
+optional=()
+has_header nghttp2/nghttp2.h || optional+=(libnghttp2-dev)
+has_header openssl/ssl.h || optional+=(libssl-dev)
+has_header zlib.h || optional+=(zlib1g-dev)
+if [ ${#optional[@]} != 0 ]; then
+  (system_packages "${optional[@]}") || say "the native front is left out; to have it, install ${optional[*]} (or your system's names for them) and run this again"
+fi
+
 if ! [ -x .venv/bin/python ] || [ "$(.venv/bin/python -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)" != "$tag" ]; then
   say "making .venv with $python ($tag)"
   rm -rf .venv
