@@ -115,6 +115,72 @@ class InferRequest:
         """Copies rows [start, stop), -1 being the end, to the end of a slab of the schema that was checked. All or
         nothing; ValueError before check(), for another schema, or for a string column beyond 2 GiB; IndexError."""
 
+class TensorSchema:
+    """The input tensors of a model that takes tensors as they are: (name, datatype, dims after the rows). Immutable,
+    hashable.
+
+    A dimension of -1 takes any size from 1 on; requests share a batch only where they agree on it. ValueError on no
+    inputs, an empty or repeated name, an unknown datatype, dimensions that are neither -1 nor positive, too many.
+    """
+
+    def __init__(self, inputs: Sequence[tuple[str, str, Sequence[int]]]) -> None: ...
+    @property
+    def inputs(self) -> list[tuple[str, str, tuple[int, ...]]]: ...
+    @property
+    def variable(self) -> bool:
+        """Whether some dimension is -1."""
+
+    def __len__(self) -> int: ...
+
+class TensorSlab:
+    """Rows of a TensorSchema, one contiguous buffer [rows, dims...] an input; owns its memory and keeps it from batch to
+    batch. One thread at a time may touch it."""
+
+    def __init__(self, schema: TensorSchema) -> None: ...
+    @property
+    def rows(self) -> int: ...
+    @property
+    def schema(self) -> TensorSchema: ...
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the rows take."""
+
+    def __len__(self) -> int: ...
+    def clear(self) -> None:
+        """Drops all rows and keeps the memory."""
+
+    def shape(self, input: int) -> tuple[int, ...]:
+        """[rows, dims...] of an input."""
+
+    def array(self, input: int) -> NDArray[Any]:
+        """[rows, dims...] of an input that is not BYTES (BF16 as the uint16 of its bits): a view, true until the slab
+        changes, safe to hold longer. Writable, since torch takes no other."""
+
+    def strings(self, input: int) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
+        """Offsets [elements + 1] and bytes of a BYTES input, views as of array()."""
+
+    def append_zeros(self, rows: int, variable: int = 1) -> None:
+        """Appends rows of zeros and empty strings, for warming up; `variable` is the size of variable dimensions."""
+
+class TensorRequest:
+    """A serialised ModelInferRequest checked against a TensorSchema: every input once, with its datatype and shape
+    [n, dims...] exactly, as raw or typed contents. WireError. What the native core does with such requests, for
+    tests."""
+
+    def __init__(self, body: bytes, schema: TensorSchema) -> None: ...
+    def assign(self, body: bytes, schema: TensorSchema) -> None:
+        """As a new object, in the memory of this one. After a WireError it has no rows."""
+
+    @property
+    def rows(self) -> int: ...
+    def fits(self, slab: TensorSlab) -> bool:
+        """Whether the slab takes rows of this request: an equal schema, and it is empty or has the same variable
+        dimensions."""
+
+    def append_to(self, slab: TensorSlab, start: int = 0, stop: int = -1) -> None:
+        """Copies rows [start, stop), -1 being the end, to the end of a slab. All or nothing; ValueError where it does
+        not fit; IndexError."""
+
 def decode_infer(body: bytes) -> InferRequest:
     """Parses a serialised ModelInferRequest in place; WireError on bytes that are none."""
 

@@ -5,6 +5,7 @@ PYBIND11_MODULE(_native, module) {
     module.doc() = "Trimtab's native core: slabs, wire codec, column programs.";
     trimtab::bind_slab(module);
     trimtab::bind_codec(module);
+    trimtab::bind_tensors(module);
     trimtab::bind_columns(module);
     trimtab::bind_crc(module);
     trimtab::bind_hot(module);

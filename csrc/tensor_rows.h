@@ -3,10 +3,10 @@
 // value is copied once.
 //
 // Every input must come, once, in any order, with its datatype and shape [n, dims...] exactly. Values are taken as they
-// are, but for BOOL, which is 0 or 1. BYTES may be any bytes (an image, say), not only text. Typed contents are taken as
-// well as raw ones, where the protocol has a list for the datatype (FP16 and BF16 come raw only); values of int_contents
-// and uint_contents must fit into INT8, INT16, UINT8 and UINT16.
-// Each row takes at least a byte of the message, so the number of rows is bounded by its size.
+// are, but for BOOL, which is 0 or 1. BYTES may be any bytes (an image, say), not only text. Typed contents are taken
+// as well as raw ones, where the protocol has a list for the datatype (FP16 and BF16 come raw only); values of
+// int_contents and uint_contents must fit into INT8, INT16, UINT8 and UINT16. Each row takes at least a byte of the
+// message, so the number of rows is bounded by its size.
 #pragma once
 
 #include <cstddef>
@@ -29,8 +29,8 @@ class TensorRows {
         assign(message, std::move(schema));
     }
 
-    // Checks a request and takes its rows in place of the last one's; memory is reused. Throws WireError, and then holds
-    // no rows. Borrows the message's bytes and raw_contents' views (not the message).
+    // Checks a request and takes its rows in place of the last one's; memory is reused. Throws WireError, and then
+    // holds no rows. Borrows the message's bytes and raw_contents' views (not the message).
     void assign(const InferMessage& message, std::shared_ptr<const TensorSchema> schema);
 
     std::size_t rows() const { return rows_; }
@@ -60,6 +60,8 @@ class TensorRows {
     };
 
     class Checker;  // tensor_rows.cpp
+
+    void append_input(std::size_t index, TensorColumn& column, std::size_t start, std::size_t stop);
 
     std::shared_ptr<const TensorSchema> schema_;
     std::vector<Source> sources_;            // one an input of the schema

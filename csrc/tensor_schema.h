@@ -21,7 +21,20 @@ namespace trimtab {
 
 // The protocol's datatypes, all of them.
 enum class TensorType : std::uint8_t {
-    boolean, uint8, uint16, uint32, uint64, int8, int16, int32, int64, fp16, bf16, fp32, fp64, bytes
+    boolean,
+    uint8,
+    uint16,
+    uint32,
+    uint64,
+    int8,
+    int16,
+    int32,
+    int64,
+    fp16,
+    bf16,
+    fp32,
+    fp64,
+    bytes
 };
 
 struct TensorTypeTraits {
@@ -47,8 +60,8 @@ struct TensorSchema {
     std::vector<TensorSpec> inputs;
     bool variable = false;  // some dimension is -1
 
-    // Throws std::invalid_argument on no inputs, an empty or repeated name, a dimension that is neither -1 nor positive,
-    // more than kMaxRank - 1 of them, or a row beyond 2^40 elements.
+    // Throws std::invalid_argument on no inputs, an empty or repeated name, a dimension that is neither -1 nor
+    // positive, more than kMaxRank - 1 of them, or a row beyond 2^40 elements.
     static std::shared_ptr<TensorSchema> make(std::vector<TensorSpec> inputs);
 
     std::optional<std::size_t> find(std::string_view name) const;

@@ -1,8 +1,8 @@
 // The rows of a batch for a model that takes tensors: one contiguous, 64-byte aligned buffer [rows, dims...] an input.
 //
-// As Slab: owns its memory, one thread at a time may touch it, rows are appended at the end and dropped all at once, the
-// buffers are kept from batch to batch. BYTES are kept as int64 offsets (rows x elements + 1 of them) into one run of
-// bytes. Where the schema has variable dimensions, the first request appended to an empty slab fixes them.
+// As Slab: owns its memory, one thread at a time may touch it, rows are appended at the end and dropped all at once,
+// the buffers are kept from batch to batch. BYTES are kept as int64 offsets (rows x elements + 1 of them) into one run
+// of bytes. Where the schema has variable dimensions, the first request appended to an empty slab fixes them.
 #pragma once
 
 #include <cstddef>
