@@ -133,8 +133,8 @@ class TensorSchema:
     def __len__(self) -> int: ...
 
 class TensorSlab:
-    """Rows of a TensorSchema, one contiguous buffer [rows, dims...] an input; owns its memory and keeps it from batch to
-    batch. One thread at a time may touch it."""
+    """Rows of a TensorSchema, one contiguous buffer [rows, dims...] an input; owns its memory and keeps it from batch
+    to batch. One thread at a time may touch it."""
 
     def __init__(self, schema: TensorSchema) -> None: ...
     @property

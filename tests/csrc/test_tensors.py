@@ -100,7 +100,9 @@ def contents(slab: TensorSlab, index: int) -> list[bytes]:
     width = int(np.prod(shape[1:]))
     assert len(strings) == shape[0] * width
     assert int(offsets[-1]) == text.size
-    return [raw_form(np.array([*strings[i : i + width], None], object)[:-1]) for i in range(0, len(strings), width)]
+    return [
+        raw_form(np.array([*strings[i : i + width], None], object)[:-1]) for i in range(0, len(strings), width or 1)
+    ]
 
 
 @given(cases(), st.randoms(use_true_random=False))
