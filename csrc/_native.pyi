@@ -1,6 +1,6 @@
 """Types of the native extension; the code is in csrc/."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -265,3 +265,120 @@ HAS_FRONT: bool
 class HotTarget:
     """What serves hot messages in native code, without Python: the hub, the group queue, an echo. Opaque; made by its
     subclasses."""
+
+class QueuePolicy:
+    """How requests of one priority level wait; Triton's ModelQueuePolicy. Times in seconds, sizes in requests (0: any
+    number). `delay`: what times out goes behind all others, where it would else be refused."""
+
+    def __init__(
+        self,
+        delay: bool = False,
+        default_timeout: float = 0.0,
+        allow_timeout_override: bool = True,
+        max_queue_size: int = 4096,
+    ) -> None: ...
+
+class BatchPolicy:
+    """How waiting requests become batches: csrc/batch_queue.h. Immutable; ValueError on what could not be served by."""
+
+    def __init__(
+        self,
+        *,
+        max_batch_size: int = 256,
+        max_queue_delay: float = 0.0,
+        preferred: Sequence[int] = (),
+        split_oversize: bool = True,
+        preserve_ordering: bool = False,
+        max_queue_bytes: int = 1073741824,
+        levels: Sequence[QueuePolicy] = (),
+        default_level: int = 0,
+    ) -> None: ...
+
+class Batch:
+    """Requests of one model for one version, their rows read; made by Hub.take(). To be answered or failed once: what
+    is not answered when it goes, fails. One thread at a time."""
+
+    @property
+    def model(self) -> str: ...
+    @property
+    def version(self) -> int: ...
+    @property
+    def requests(self) -> int: ...
+    @property
+    def rows(self) -> int: ...
+    @property
+    def slab(self) -> Slab | TensorSlab:
+        """The rows of all requests, in order. Filled anew for a later batch once this one is gone."""
+
+    @property
+    def request_ids(self) -> NDArray[np.uint8]:
+        """[requests, 16]"""
+
+    @property
+    def counts(self) -> NDArray[np.int32]:
+        """[requests] rows of each."""
+
+    @property
+    def times_us(self) -> NDArray[np.int64]:
+        """[requests] data time of each."""
+
+    def answer(self, weights: str, outputs: Sequence[Any]) -> None:
+        """Encodes and sends every answer. One contiguous array [rows, ...] per output of the model, of its datatype and
+        dimensions (BYTES: an object array, or a list, of bytes or str); ValueError on others, with nothing sent."""
+
+    def fail(self, status: int, message: str) -> None:
+        """Answers every request with a gRPC status; does nothing where they are answered."""
+
+class LocalOrigin:
+    """Requests that come from the asyncio side. One thread, the loop's, calls it."""
+
+    def __init__(self, target: HotTarget) -> None: ...
+    def fileno(self) -> int:
+        """An eventfd that is readable while answers wait."""
+
+    def submit(
+        self, token: int, body: bytes, timeout: float | None, in_stream: bool = False, traceparent: str = ""
+    ) -> None:
+        """A message and the seconds until its answer is of no use. ValueError on a token that is under way."""
+
+    def cancel(self, token: int) -> None: ...
+    def drain(self) -> list[tuple[int, int, bytes, str]]:
+        """(token, gRPC status, answer, message) of each request that was answered."""
+
+class Hub(HotTarget):
+    """Every model's requests from bytes to answers: csrc/hub.h. Any thread."""
+
+    def __init__(self) -> None: ...
+    def add_model(
+        self,
+        name: str,
+        schema: Schema | TensorSchema,
+        outputs: Sequence[tuple[str, str, Sequence[int]]],
+        policy: BatchPolicy,
+        instances: int = 1,
+    ) -> None:
+        """`outputs`: name, datatype, dimensions after the rows (-1: any size). `instances`: most batches at a time.
+        ValueError where there is a model of that name."""
+
+    def remove_model(self, name: str) -> bool:
+        """Answers what waits with NOT_FOUND; False where there is no such model."""
+
+    def install(self, name: str, live: int, loaded: Sequence[int], aliases: Mapping[str, int]) -> None:
+        """From the next batch on these versions may be asked for; `live` 0: none serves. ValueError without such a
+        model."""
+
+    def set_draining(self, draining: bool) -> None: ...
+    def waiting(self, name: str) -> int: ...
+    def take(self, timeout: float) -> Batch | None:
+        """The next batch, waiting without the GIL; None after `timeout` seconds, after wake(), or where the hub is
+        closed and nothing waits."""
+
+    def wake(self) -> None: ...
+    def close(self) -> None:
+        """Batches form without waiting for company from now on."""
+
+    def clear(self, status: int, message: str) -> None:
+        """Answers all that waits with a gRPC status."""
+
+    def statistics(self, name: str) -> dict[str, Any]:
+        """A copy of a model's counters: see trimtab.server.statistics."""

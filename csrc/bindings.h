@@ -10,6 +10,7 @@ void bind_codec(pybind11::module_& module);    // codec.cpp: InferRequest, encod
 void bind_columns(pybind11::module_& module);  // columns.cpp: CompiledProgram, NativeSketch
 void bind_hot(pybind11::module_& module);      // hot_bindings.cpp: HotTarget, HAS_FRONT
 void bind_tensors(pybind11::module_& module);  // tensor_bindings.cpp: TensorSchema, TensorSlab, TensorRequest
+void bind_hub(pybind11::module_& module);      // hub_bindings.cpp: Hub, Batch, LocalOrigin, BatchPolicy
 void bind_crc(pybind11::module_& module);      // crc32c.cpp: crc32c
 
 }  // namespace trimtab

@@ -16,6 +16,8 @@
 #include <memory>
 #include <span>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "buffer.h"
 
@@ -76,6 +78,12 @@ class HotTarget {
     // returns; if it is being computed, nothing happens and its answer comes as usual. Called on the thread that
     // submits for this origin, and only for requests that were submitted and not delivered yet to the caller's knowledge.
     virtual void cancel(HotRequest* request) noexcept = 0;
+
+    // Keeps an origin for as long as requests of it may be under way: for ever.
+    void keep(std::shared_ptr<Origin> origin) { kept_.push_back(std::move(origin)); }
+
+  private:
+    std::vector<std::shared_ptr<Origin>> kept_;
 };
 
 }  // namespace trimtab

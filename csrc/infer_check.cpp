@@ -92,13 +92,15 @@ std::string expected_inputs(const Schema& schema) {
 // Builds the sources of an InferRows; throws WireError.
 class InferRows::Checker {
   public:
-    Checker(InferRows& rows, const InferMessage& message) : rows_(rows), schema_(*rows.schema_), message_(message) {}
+    Checker(InferRows& rows, const InferMessage& message)
+        : rows_(rows), schema_(*rows.schema_), message_(message), inputs_(rows.inputs_) {}
 
     void run() {
         match_names();
         check_raw_count();
         rows_.sources_.resize(schema_.fields.size());
-        rows_.copies_.reserve(message_.inputs.size());
+        // Views into copies are held: the vector must not move them.
+        if (message_.raw_contents.empty()) rows_.copies_.reserve(message_.inputs.size());
         if (packed_ != kNone) check_packed(packed_);
         for (std::size_t field = 0; field < schema_.fields.size(); ++field) {
             if (inputs_[field] != kNone) check_field(field, inputs_[field]);
@@ -288,12 +290,15 @@ class InferRows::Checker {
     InferRows& rows_;
     const Schema& schema_;
     const InferMessage& message_;
-    std::vector<std::size_t> inputs_;  // of each field
+    std::vector<std::size_t>& inputs_;
     std::size_t packed_ = kNone;
     const InputTensor* counted_ = nullptr;  // the input that gave the number of rows
 };
 
-InferRows::InferRows(const InferMessage& message, std::shared_ptr<const Schema> schema) : schema_(std::move(schema)) {
+void InferRows::assign(const InferMessage& message, const std::shared_ptr<const Schema>& schema) {
+    if (schema_ != schema) schema_ = schema;
+    rows_ = 0;
+    copies_.clear();
     Checker(*this, message).run();
 }
 

@@ -91,7 +91,9 @@ Parameter parse_entry(std::string_view message) {
 
 class MessageParser {
   public:
-    InferMessage parse(std::string_view body) {
+    explicit MessageParser(InferMessage& message) : message_(message) {}
+
+    void parse(std::string_view body) {
         Reader reader(body);
         while (!reader.done()) {
             const Tag tag = reader.tag();
@@ -110,7 +112,6 @@ class MessageParser {
                 default: reader.skip(tag.kind);
             }
         }
-        return std::move(message_);
     }
 
   private:
@@ -189,7 +190,7 @@ class MessageParser {
 
     void parse_contents(std::string_view piece, InputTensor& input);
 
-    InferMessage message_;
+    InferMessage& message_;
     std::size_t parameters_ = 0;  // entries seen, replaced ones too
 };
 
@@ -282,7 +283,26 @@ std::size_t raw_width(List list) {
 
 }  // namespace
 
-InferMessage parse_infer_message(std::string_view body) { return MessageParser().parse(body); }
+void InferMessage::clear() {
+    model_name = model_version = id = {};
+    parameters.clear();
+    inputs.clear();
+    outputs.clear();
+    raw_contents.clear();
+    tensor_parameters.clear();
+    content_pieces.clear();
+}
+
+void parse_infer_message(std::string_view body, InferMessage& message) {
+    message.clear();
+    MessageParser(message).parse(body);
+}
+
+InferMessage parse_infer_message(std::string_view body) {
+    InferMessage message;
+    parse_infer_message(body, message);
+    return message;
+}
 
 std::string_view raw_elements(const InferMessage& message, const InputTensor& input, List list,
                               std::vector<char>& copy) {

@@ -68,10 +68,14 @@ struct InferMessage {
 
     std::vector<Parameter> tensor_parameters;
     std::vector<std::string_view> content_pieces;  // each an encoded InferTensorContents, well-formed
+
+    void clear();  // keeps the memory
 };
 
-// Throws WireError. The views last as long as `body`.
+// Throws WireError. The views last as long as `body`. The second form takes the place of what the message held and
+// keeps its memory; after an exception it holds a part.
 InferMessage parse_infer_message(std::string_view body);
+void parse_infer_message(std::string_view body, InferMessage& message);
 
 // The elements of one list of an input, in the raw form of the protocol: little-endian values one after the other,
 // BYTES behind 4-byte lengths. Floating-point lists that came in one run are not copied; all else goes to `copy`, which

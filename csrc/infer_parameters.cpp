@@ -75,6 +75,7 @@ std::optional<std::int64_t> check_parameters(const InferMessage& message) {
 }
 
 void check_requested_outputs(const InferMessage& message) {
+    if (message.outputs.size() < 2) return;
     std::vector<std::string_view> names;
     names.reserve(message.outputs.size());
     for (const RequestedOutput& output : message.outputs) names.push_back(output.name);

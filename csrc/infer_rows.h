@@ -21,8 +21,13 @@ inline constexpr std::string_view kPackedInput = "features";
 
 class InferRows {
   public:
-    // Throws WireError. Borrows the message's bytes (not the message).
-    InferRows(const InferMessage& message, std::shared_ptr<const Schema> schema);
+    InferRows() = default;
+    // As assign() on a new object.
+    InferRows(const InferMessage& message, const std::shared_ptr<const Schema>& schema) { assign(message, schema); }
+
+    // Checks a request and takes its rows in place of the last one's; memory is reused. Throws WireError, and then holds
+    // nothing that may be used. Borrows the message's bytes (not the message).
+    void assign(const InferMessage& message, const std::shared_ptr<const Schema>& schema);
 
     std::size_t rows() const { return rows_; }
     const Schema& schema() const { return *schema_; }
@@ -49,6 +54,7 @@ class InferRows {
     std::shared_ptr<const Schema> schema_;
     std::vector<Source> sources_;            // one a field
     std::vector<std::vector<char>> copies_;  // typed contents in raw form
+    std::vector<std::size_t> inputs_;        // of each field; the checker's
     std::size_t rows_ = 0;
 };
 

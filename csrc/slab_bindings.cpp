@@ -261,7 +261,7 @@ void bind_slab(py::module_& module) {
         .def("__hash__", &hash_of)
         .def("__repr__", &describe);
 
-    py::class_<Slab>(module, "Slab", "Rows of a schema, column by column. One thread at a time may touch it.")
+    py::class_<Slab, std::shared_ptr<Slab>>(module, "Slab", "Rows of a schema, column by column. One thread at a time may touch it.")
         .def(py::init([](std::shared_ptr<Schema> schema) { return Slab(std::move(schema)); }), py::arg("schema"))
         .def_property_readonly("rows", &Slab::rows)
         .def_property_readonly("schema",

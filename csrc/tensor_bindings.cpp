@@ -161,7 +161,7 @@ void bind_tensors(py::module_& module) {
         .def("__repr__",
              [](const TensorSchema& schema) { return py::str("TensorSchema({})").format(inputs_of(schema)); });
 
-    py::class_<TensorSlab>(module, "TensorSlab", "Rows of a TensorSchema. One thread at a time may touch it.")
+    py::class_<TensorSlab, std::shared_ptr<TensorSlab>>(module, "TensorSlab", "Rows of a TensorSchema. One thread at a time may touch it.")
         .def(py::init([](std::shared_ptr<TensorSchema> schema) { return TensorSlab(std::move(schema)); }),
              py::arg("schema"))
         .def_property_readonly("rows", &TensorSlab::rows)

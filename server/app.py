@@ -1,7 +1,8 @@
 """The serving process: what it is made of, in which order it starts, and in which it stops.
 
     loop (uvloop)   transport and servicers, HTTP, channel and supervisor of the trainer
-    compute thread  batches: columns, model, answers
+    hub             native: requests from bytes to answers, queues, batches (csrc/hub.h); has no thread of its own
+    compute thread  batches: columns, model
     a thread each   capture writer, label store, drift, stage, flip (per model)
     a process       the trainer
 
@@ -32,6 +33,7 @@ from collections.abc import Awaitable
 
 import torch
 import uvloop
+from trimtab._native import Hub
 from trimtab.kernels.errors import KernelError
 from trimtab.models.errors import ModelError
 from trimtab.protos.v1 import trimtab_pb2 as pb
@@ -41,6 +43,7 @@ from trimtab.server.compute import ComputeThread
 from trimtab.server.errors import ServerError, StartError
 from trimtab.server.events import EventBus
 from trimtab.server.http import HttpServer
+from trimtab.server.local_calls import LocalCalls
 from trimtab.server.metrics import Metrics
 from trimtab.server.opening import open_model
 from trimtab.server.runtime import Address, StateLock, admin_path, remove_address, write_address
@@ -64,6 +67,7 @@ NO_TRAINER = "TRIMTAB_NO_TRAINER"
 
 _log = logging.getLogger(__name__)
 _PUBLIC, _ADMIN = 0, 1
+_SWITCH_SECONDS = 0.0005
 # Seconds: for what should be instant; without a call, after which clients have gone; to wait for that.
 _MOMENT, _QUIET, _LAME_DUCK = 0.5, 0.1, 2.0
 
@@ -103,6 +107,8 @@ def serve(
         return await Server(changed, as_json=as_json).main()
 
     try:
+        # A compute thread that wants the interpreter gets it within this time, however busy the loop is.
+        sys.setswitchinterval(_SWITCH_SECONDS)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             return runner.run(main())
     except (ServerError, StoreError, KernelError, ModelError) as error:
@@ -128,7 +134,9 @@ class Server:
         self._health: list[Health] = []
         self._registry = Registry()
         self._events = EventBus()
-        self._compute = ComputeThread(self._device, settings.threads)
+        self._hub = Hub()
+        self._calls = LocalCalls(self._hub)
+        self._compute = ComputeThread(self._device, settings.threads, self._hub)
         self._channel = TrainerChannel(self._on_report, enabled=settings.trainer and not _switched_off())
         self._supervisor = Supervisor(project.directory, project.state / "trainer.log", self._channel, self._events)
         self._advancer = Advancer(self._registry, self._compute, self._channel)
@@ -176,7 +184,7 @@ class Server:
         http = await self._http.startup(settings.host, settings.http_port)
         for model in self._project.models:
             await self._open(model)
-        self._compute.startup(list(self._registry.engines.values()))
+        self._compute.startup(self._registry.engines)
         grpc, admin = await self._listen()
         write_address(self._project.state, Address(os.getpid(), grpc, http, admin))
         self._registry.started = True
@@ -196,7 +204,7 @@ class Server:
 
     async def _listen(self) -> tuple[str, str]:
         public = [
-            InferenceServicer(self._registry).service(),
+            InferenceServicer(self._registry, self._calls).service(),
             FeedbackServicer(self._registry).service(),
             DriftServicer(self._registry).service(),
         ]
@@ -251,6 +259,7 @@ class Server:
         """See the module; also after a start that failed half way. Whether all of it was done in time."""
         left = _Countdown(self._settings.drain_seconds)
         self._registry.draining = True
+        self._hub.set_draining(True)
         for health in self._health:
             health.set(False)
         done = await self._drain(left)
@@ -268,6 +277,7 @@ class Server:
         self._events.close()
         await self._transport.stop(_ADMIN, _MOMENT)
         await self._http.shutdown()
+        self._calls.close()
         remove_address(self._project.state)
         if self._lock is not None:
             self._lock.release()
@@ -275,6 +285,7 @@ class Server:
 
     async def _drain(self, left: _Countdown) -> bool:
         drained = await _in_time(self._transport.drained(), left(), "answering what was accepted")
+        drained &= await _in_time(self._calls.drained(), left(), "answering what streams have sent")
         if drained:
             # Closing the port under clients that still send ends their calls as CANCELLED, where UNAVAILABLE would have
             # told them to send again. So they are told for a while, until they have gone elsewhere.

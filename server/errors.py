@@ -35,7 +35,9 @@ __all__ = [
     "StartError",
     "Unfit",
     "Unsupported",
+    "error_of",
     "status",
+    "status_number",
 ]
 
 
@@ -115,3 +117,25 @@ def status(error: Exception) -> tuple[str, str]:
     if isinstance(error, WireError):
         return "INVALID_ARGUMENT", str(error)
     return "INTERNAL", f"{type(error).__name__}: {error}"
+
+
+_CODES = """
+    OK CANCELLED UNKNOWN INVALID_ARGUMENT DEADLINE_EXCEEDED NOT_FOUND ALREADY_EXISTS PERMISSION_DENIED
+    RESOURCE_EXHAUSTED FAILED_PRECONDITION ABORTED OUT_OF_RANGE UNIMPLEMENTED INTERNAL UNAVAILABLE DATA_LOSS
+    UNAUTHENTICATED
+"""
+_NUMBERS = {name: number for number, name in enumerate(_CODES.split())}
+_CLASSES: dict[int, type[ServerError]] = {
+    _NUMBERS[kind.code]: kind
+    for kind in (BatchFailed, Draining, DeadlinePassed, Denied, InvalidRequest, NotFound, QueueFull, Unfit, Unsupported)
+}
+
+
+def status_number(error: Exception) -> int:
+    """gRPC's number of the status that an error is answered with."""
+    return _NUMBERS[status(error)[0]]
+
+
+def error_of(number: int, message: str) -> ServerError:
+    """The error for a status that native code answered with."""
+    return _CLASSES.get(number, ServerError)(message)

@@ -6,7 +6,7 @@ changed, only replaced.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -90,15 +90,15 @@ class Keeper:
     def keep(
         self,
         slab: Slab,
-        ids: Sequence[bytes],
-        counts: Sequence[int],
+        ids: NDArray[np.uint8],
+        counts: NDArray[np.int32],
         times: NDArray[np.int64],
         version: LoadedVersion,
         predictions: NDArray[np.float32],
         sketch: Sketch | None,
     ) -> None:
-        """Takes a computed batch: its requests' ids, numbers of rows and data times, and the sketch it was counted
-        in."""
+        """Takes a computed batch: its requests' ids [n, 16], numbers of rows and data times [n], and the sketch it was
+        counted in."""
         if self._capture is not None:
             self._offer(self._capture, slab, ids, counts, times, version, predictions)
         if sketch is not None:
@@ -114,18 +114,19 @@ class Keeper:
         self,
         capture: Capture,
         slab: Slab,
-        ids: Sequence[bytes],
-        counts: Sequence[int],
+        ids: NDArray[np.uint8],
+        counts: NDArray[np.int32],
         times: NDArray[np.int64],
         version: LoadedVersion,
         predictions: NDArray[np.float32],
     ) -> None:
-        each = np.frombuffer(b"".join(ids), np.uint8).reshape(-1, 16)
-        if slab.rows == len(counts):
-            capture.offer(slab, each, np.zeros(slab.rows, np.int32), times, version.number, predictions)
+        rows = slab.rows
+        if rows == len(counts):
+            capture.offer(slab, ids, np.zeros(rows, np.int32), times, version.number, predictions)
             return
-        places = np.concatenate([np.arange(count, dtype=np.int32) for count in counts])
-        request_ids, row_times = np.repeat(each, counts, axis=0), np.repeat(times, counts)
+        starts = np.repeat(np.cumsum(counts, dtype=np.int32) - counts, counts)
+        places = np.arange(rows, dtype=np.int32) - starts
+        request_ids, row_times = np.repeat(ids, counts, axis=0), np.repeat(times, counts)
         capture.offer(slab, request_ids, places, row_times, version.number, predictions)
 
     def _extend(self, times: NDArray[np.int64], version: LoadedVersion) -> None:

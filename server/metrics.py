@@ -83,16 +83,14 @@ class Metrics(Collector):
 
 
 def _serving(models: list[Model]) -> Iterator[Metric]:
+    counted = [((model.name,), model.engine.counts) for model in models]
     per_version = [
-        ((model.name, str(number)), counts)
-        for model in models
-        for number, counts in list(model.engine.counts.versions.items())
+        ((name, str(number)), version) for (name,), counts in counted for number, version in counts.versions.items()
     ]
     labels = ("model", "version")
     yield _counter("trimtab_requests", "Requests answered.", labels, [(k, float(c.requests)) for k, c in per_version])
     yield _counter("trimtab_rows", "Rows answered.", labels, [(k, float(c.rows)) for k, c in per_version])
     yield _counter("trimtab_batches", "Batches computed.", labels, [(k, float(c.batches)) for k, c in per_version])
-    counted = [((model.name,), model.engine.counts) for model in models]
     for name, attribute, help_text in (
         ("trimtab_failed_requests", "failed", "Requests whose batch failed."),
         ("trimtab_expired_requests", "expired", "Requests whose deadline passed in the queue; not computed."),

@@ -46,8 +46,7 @@ def open_model(
     captures = _captures(project, settings, events, news) if settings.capture.enabled else None
     engine = Engine(
         settings,
-        loop=asyncio.get_running_loop(),
-        inbox=compute.submit,
+        hub=compute.hub,
         capture=captures,
         on_window=drift.put if drift is not None else None,
         max_queue_bytes=_QUEUED_MESSAGES * server.max_message_bytes,

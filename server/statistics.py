@@ -1,17 +1,25 @@
-"""What serving counts: plain numbers that the compute thread alone writes and anybody may read.
+"""What serving counts, as Python reads it: copies of the hub's native counters (csrc/statistics.h).
 
-No locks: each number has one writer, and a reader that sees a count one request older than another does no harm.
-Rendering to Prometheus (metrics.py) and to ModelStatistics happens on reading.
+Rendering to Prometheus (metrics.py) and to ModelStatistics happens on reading. `Distribution` is also what Python's own
+histograms are made of.
 """
 
 from __future__ import annotations
 
-import time
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
-__all__ = ["LATENCY_BOUNDS", "SIZE_BOUNDS", "Distribution", "ModelCounts", "Stage", "VersionCounts"]
+__all__ = [
+    "LATENCY_BOUNDS",
+    "SIZE_BOUNDS",
+    "BatchCounts",
+    "Distribution",
+    "ModelCounts",
+    "Stage",
+    "VersionCounts",
+]
 
 LATENCY_BOUNDS = (*(base * 10.0**power for power in range(-5, 2) for base in (1.0, 2.5, 5.0)), 100.0)
 """Seconds: 10 µs to 100 s."""
@@ -28,6 +36,14 @@ class Distribution:
         self.bounds = tuple(bounds)
         self.buckets = [0] * (len(self.bounds) + 1)
         self.total = 0.0
+
+    @classmethod
+    def of(cls, bounds: Sequence[float], native: tuple[list[int], int], unit: float) -> Distribution:
+        """A native histogram: counts per bucket, and the total in `unit`s of the bounds."""
+        made = cls(bounds)
+        made.buckets = list(native[0])
+        made.total = native[1] * unit
+        return made
 
     def add(self, value: float) -> None:
         """Counts one value."""
@@ -49,11 +65,6 @@ class Stage:
 
     count: int = 0
     ns: int = 0
-
-    def add(self, ns: int, count: int = 1) -> None:
-        """Counts `count` events that took `ns` together."""
-        self.count += count
-        self.ns += ns
 
 
 @dataclass(slots=True)
@@ -81,71 +92,63 @@ class VersionCounts:
     output: Stage = field(default_factory=Stage)
     sizes: dict[int, BatchCounts] = field(default_factory=dict)
 
+    @classmethod
+    def of(cls, native: Mapping[str, Any]) -> VersionCounts:
+        """From the hub's statistics of a version."""
+        plain: dict[str, Any] = {name: native[name] for name in ("requests", "rows", "batches", "last_ms")}
+        stages: dict[str, Any] = {
+            name: Stage(*native[name]) for name in ("success", "fail", "queue", "input", "infer", "output")
+        }
+        sizes = {rows: BatchCounts(*(Stage(*stage) for stage in one)) for rows, one in native["sizes"].items()}
+        return cls(**plain, **stages, sizes=sizes)
 
+
+@dataclass(slots=True)
 class ModelCounts:
     """What one model has done since the server started."""
 
-    def __init__(self) -> None:
-        self.versions: dict[int, VersionCounts] = {}
-        self.queue = Distribution(LATENCY_BOUNDS)
-        self.compute = Distribution(LATENCY_BOUNDS)
-        self.total = Distribution(LATENCY_BOUNDS)
-        self.sizes = Distribution(SIZE_BOUNDS)
-        self.failed = 0
-        self.expired = 0
-        self.cancelled = 0
+    versions: dict[int, VersionCounts]
+    queue: Distribution
+    compute: Distribution
+    total: Distribution
+    sizes: Distribution
+    failed: int
+    dropped: dict[str, int]
+    """Requests that were not computed, by reason."""
+
+    @classmethod
+    def of(cls, native: Mapping[str, Any]) -> ModelCounts:
+        """From the hub's statistics of a model."""
+        latencies = {
+            name: Distribution.of(LATENCY_BOUNDS, native[name], 1e-9) for name in ("queue", "compute", "total")
+        }
+        return cls(
+            versions={number: VersionCounts.of(counts) for number, counts in native["versions"].items()},
+            sizes=Distribution.of(SIZE_BOUNDS, native["batch_rows"], 1.0),
+            failed=native["failed"],
+            dropped=dict(native["dropped"]),
+            **latencies,
+        )
 
     @property
     def requests(self) -> int:
         """Requests answered, by all versions."""
-        return sum(counts.requests for counts in list(self.versions.values()))
+        return sum(counts.requests for counts in self.versions.values())
 
     @property
     def rows(self) -> int:
         """Rows answered, by all versions."""
-        return sum(counts.rows for counts in list(self.versions.values()))
+        return sum(counts.rows for counts in self.versions.values())
 
-    def batch(self, version: int, arrived: Sequence[int], rows: int, marks: tuple[int, int, int, int]) -> None:
-        """Counts a batch that was answered.
+    @property
+    def expired(self) -> int:
+        """Requests whose deadline passed in the queue, or would have."""
+        return self.dropped["expired"] + self.dropped["missed"]
 
-        `arrived`: each request's arrival; `marks`: when the batch was begun, read in, computed and encoded.
-        All in ns on the monotonic clock.
-        """
-        began, read, computed, encoded = marks
-        counts = self.versions.get(version)
-        if counts is None:
-            counts = self.versions[version] = VersionCounts()
-        requests = len(arrived)
-        add_queue, add_total = self.queue.add, self.total.add
-        for instant in arrived:
-            add_queue((began - instant) * 1e-9)
-            add_total((encoded - instant) * 1e-9)
-        waited = began * requests - sum(arrived)
-        self.compute.add((encoded - began) * 1e-9)
-        self.sizes.add(rows)
-        counts.requests += requests
-        counts.rows += rows
-        counts.batches += 1
-        counts.last_ms = time.time_ns() // 1_000_000
-        counts.success.add(waited + (encoded - began) * requests, requests)
-        counts.queue.add(waited, requests)
-        # As in Triton, a request's share of a stage is the whole stage of its batch.
-        size = counts.sizes.get(rows)
-        if size is None:
-            size = counts.sizes[rows] = BatchCounts()
-        for stage, one, ns in (
-            (counts.input, size.input, read - began),
-            (counts.infer, size.infer, computed - read),
-            (counts.output, size.output, encoded - computed),
-        ):
-            stage.add(ns * requests, requests)
-            one.add(ns)
-
-    def failure(self, version: int, arrived: Sequence[int], now: int) -> None:
-        """Counts requests of a batch that failed."""
-        counts = self.versions.setdefault(version, VersionCounts())
-        counts.fail.add(now * len(arrived) - sum(arrived), len(arrived))
-        self.failed += len(arrived)
+    @property
+    def cancelled(self) -> int:
+        """Requests that were cancelled in the queue."""
+        return self.dropped["cancelled"]
 
 
 def _text(bound: float) -> str:

@@ -1,20 +1,21 @@
 """GRPCInferenceService: ModelInfer on raw bytes, and what a client may ask about the server and its models.
 
-ModelInfer makes no protobuf object: the native decoder reads the message in place, the answer comes encoded from the
-compute thread. What is not implemented here answers UNIMPLEMENTED, and is not among the `extensions` of
-ServerMetadata.
+ModelInfer and ModelStreamInfer make no protobuf objects: bytes go to the hub, which reads them in place, and encoded
+answers come back. (Under the native transport they do not even come here.) What is not implemented here answers
+UNIMPLEMENTED, and is not among the `extensions` of ServerMetadata.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
 from importlib.metadata import version
 
-from trimtab._native import decode_infer
 from trimtab.models.version import LoadedVersion
 from trimtab.protos.v1 import inference_pb2 as pb
 from trimtab.server.engine import Engine
-from trimtab.server.errors import Draining, NotFound
+from trimtab.server.errors import NotFound
+from trimtab.server.local_calls import LocalCalls
 from trimtab.server.served import Registry
 from trimtab.server.statistics import Stage, VersionCounts
 from trimtab.server.transport import Call, Handler, Service, service
@@ -22,6 +23,9 @@ from trimtab.server.transport import Call, Handler, Service, service
 __all__ = ["InferenceServicer"]
 
 _PLATFORM = "trimtab"
+_HOT = ("ModelInfer", "ModelStreamInfer")
+# Of one stream that are under way together; more are not read until some are answered.
+_STREAM_REQUESTS = 1024
 _EXTENSIONS = ("model_configuration", "statistics")
 _DATATYPES = {"real": "FP32", "boolean": "BOOL", "integer": "INT64", "string": "BYTES"}
 _CONFIG_TYPES = {
@@ -35,14 +39,16 @@ _CONFIG_TYPES = {
 class InferenceServicer:
     """See the module."""
 
-    def __init__(self, registry: Registry) -> None:
+    def __init__(self, registry: Registry, calls: LocalCalls) -> None:
         self._registry = registry
+        self._calls = calls
         self._engines = registry.engines
 
     def service(self) -> Service:
         """The service, for a listener."""
         handlers: dict[str, Handler] = {
             "ModelInfer": self.infer,
+            "ModelStreamInfer": self.stream_infer,
             "ServerLive": self.server_live,
             "ServerReady": self.server_ready,
             "ServerMetadata": self.server_metadata,
@@ -53,24 +59,36 @@ class InferenceServicer:
             "RepositoryIndex": self.repository_index,
         }
         descriptor = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"]
-        return service(descriptor, handlers, raw=["ModelInfer"], accepted=["ModelInfer"])
+        return service(descriptor, handlers, raw=_HOT, accepted=_HOT)
 
     async def infer(self, body: bytes, call: Call) -> bytes:
         """ModelInfer, bytes to bytes."""
-        if self._registry.draining:
-            raise Draining("the server is stopping; send this request to another one, or again later")
-        decoded = decode_infer(body)
-        engine = self._engines.get(decoded.model_name)
-        if engine is None:
-            raise self._unknown(decoded.model_name)
-        request = engine.submit(decoded, len(body), call.time_remaining())
+        return await self._calls.call(body, call.time_remaining())
+
+    async def stream_infer(self, bodies: AsyncIterator[bytes], call: Call) -> AsyncIterator[bytes]:
+        """ModelStreamInfer: each message is a request of its own, answered when it is computed; errors go in-band."""
+        answers: asyncio.Queue[bytes | None] = asyncio.Queue()
+        room = asyncio.Semaphore(_STREAM_REQUESTS)
+
+        async def answer(body: bytes) -> None:
+            answers.put_nowait(await self._calls.call(body, call.time_remaining(), in_stream=True))
+            room.release()
+
+        async def read() -> None:
+            async with asyncio.TaskGroup() as requests:
+                async for body in bodies:
+                    await room.acquire()
+                    requests.create_task(answer(body))
+            answers.put_nowait(None)
+
+        reader = asyncio.create_task(read())
+        reader.add_done_callback(lambda _: answers.put_nowait(None))
         try:
-            return await request.future
-        except asyncio.CancelledError:
-            # The client went away or its deadline passed: if the batch is not formed yet, it forms without this
-            # request.
-            request.cancelled = True
-            raise
+            while (message := await answers.get()) is not None:
+                yield message
+            await reader
+        finally:
+            reader.cancel()
 
     async def server_live(self, _request: pb.ServerLiveRequest, _call: Call) -> pb.ServerLiveResponse:
         """Whether the process answers at all."""
@@ -119,13 +137,14 @@ class InferenceServicer:
         response = pb.ModelStatisticsResponse()
         for engine in engines:
             loaded = engine.table.loaded
-            known = dict.fromkeys([*loaded, *list(engine.counts.versions)])
+            served = engine.counts.versions
+            known = dict.fromkeys([*loaded, *served])
             if request.version:
                 known = {n: None for n in known if str(n) == request.version}
                 if not known:
                     raise NotFound(f"model {engine.name!r} has no version {request.version!r} with statistics")
             for number in sorted(known):
-                counts = engine.counts.versions.get(number) or VersionCounts()
+                counts = served.get(number) or VersionCounts()
                 response.model_stats.append(_statistics(engine.name, number, counts, loaded.get(number)))
         return response
 
@@ -205,7 +224,7 @@ def _config(engine: Engine, loaded: LoadedVersion) -> pb.ModelConfig:
 
 
 def _statistics(name: str, number: int, counts: VersionCounts, loaded: LoadedVersion | None) -> pb.ModelStatistics:
-    sizes = sorted(dict(counts.sizes).items())
+    sizes = sorted(counts.sizes.items())
     return pb.ModelStatistics(
         name=name,
         version=str(number),

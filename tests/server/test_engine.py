@@ -9,12 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from trimtab._native import WireError, decode_infer
+from trimtab._native import Hub
 from trimtab.protos.v1 import inference_pb2 as pb
 from trimtab.server.compute import ComputeThread
 from trimtab.server.engine import Engine
-from trimtab.server.errors import DeadlinePassed, Draining, InvalidRequest, NotFound, QueueFull
+from trimtab.server.errors import DeadlinePassed, Draining, InvalidRequest, NotFound, QueueFull, ServerError
 from trimtab.server.keeping import ClosedWindow
+from trimtab.server.local_calls import LocalCalls
 from trimtab.store.captures import CaptureWriter
 from trimtab.store.project import Project
 from trimtab.store.segment import read_segment, sealed_segments
@@ -28,26 +29,26 @@ class Rig:
     def __init__(self, project: Project) -> None:
         self.project = project
         self.windows: list[ClosedWindow] = []
-        self.compute = ComputeThread("cpu", 1)
+        self.hub = Hub()
+        self.calls = LocalCalls(self.hub)
+        self.compute = ComputeThread("cpu", 1, self.hub)
         settings = project.model(MODEL)
         self.captures = CaptureWriter(
             project.model_state(MODEL).captures, settings.request_schema(), 1, settings.capture, lockstep=True
         )
         self.engine = Engine(
             settings,
-            loop=asyncio.get_running_loop(),
-            inbox=self.compute.submit,
+            hub=self.hub,
             capture=self.captures,
             on_window=self.windows.append,
         )
         self.one = loaded(project, 1)
         self.engine.install(self.one, {1: self.one})
-        self.compute.startup([self.engine])
+        self.compute.startup({MODEL: self.engine})
         self._held = threading.Event()
 
     def submit(self, request: Any, remaining: float | None = None) -> asyncio.Future[bytes]:
-        body = request.SerializeToString()
-        return self.engine.submit(decode_infer(body), len(body), remaining).future
+        return self.calls.submit(request.SerializeToString(), remaining)[1]
 
     async def hold(self) -> None:
         """The compute thread does nothing until `release`."""
@@ -77,6 +78,7 @@ async def rig(tmp_path: Any) -> AsyncIterator[Rig]:
     yield made
     made.release()
     await asyncio.to_thread(made.compute.shutdown, 10)
+    made.calls.close()
     made.captures.close()
 
 
@@ -134,15 +136,17 @@ async def test_call_deadline_counts_as_well(rig: Rig) -> None:
     with pytest.raises(DeadlinePassed):
         await late
     with pytest.raises(DeadlinePassed):
-        rig.submit(infer_request(table(1)), remaining=0.0)
+        await rig.submit(infer_request(table(1)), remaining=0.0)
 
 
 async def test_cancelled_request_is_not_computed(rig: Rig) -> None:
     await rig.hold()
-    body = infer_request(table(1)).SerializeToString()
-    request = rig.engine.submit(decode_infer(body), len(body), None)
-    request.cancelled = True
-    request.future.cancel()
+    token, future = rig.calls.submit(infer_request(table(1)).SerializeToString(), None)
+    assert rig.engine.waiting == 1
+    rig.calls.cancel(token)
+    assert rig.engine.waiting == 0
+    with pytest.raises(ServerError):
+        await future
     rig.release()
     await answer(rig.submit(infer_request(table(2))))
     await rig.compute.barrier()
@@ -155,7 +159,7 @@ async def test_admission_is_bounded(rig: Rig) -> None:
     await rig.hold()
     futures = [rig.submit(infer_request(table(1))) for _ in range(4)]
     with pytest.raises(QueueFull, match="4 requests wait"):
-        rig.submit(infer_request(table(1)))
+        await rig.submit(infer_request(table(1)))
     rig.release()
     for future in futures:
         await future
@@ -172,10 +176,24 @@ async def test_version_by_number(rig: Rig) -> None:
     np.testing.assert_array_equal(predictions(response), expected(two, rows))
     for version in ("3", "x", "-1", "99999999999999999999", "²"):
         with pytest.raises(NotFound, match=r"loaded: 1, 2"):
-            rig.submit(infer_request(rows, version=version))
+            await rig.submit(infer_request(rows, version=version))
 
 
-async def test_alias_is_resolved_when_the_batch_forms(rig: Rig) -> None:
+async def test_alias_of_a_version(rig: Rig) -> None:
+    publish(rig.project, 2)
+    two = loaded(rig.project, 2)
+    rig.engine.install(rig.one, {1: rig.one, 2: two}, {"challenger": 2, "gone": 7})
+    assert (await answer(rig.submit(infer_request(table(1), version="challenger")))).model_version == "2"
+    with pytest.raises(NotFound, match="loaded: 1, 2, challenger"):
+        await rig.submit(infer_request(table(1), version="gone"))
+    await rig.hold()
+    future = rig.submit(infer_request(table(1), version="challenger"))
+    rig.engine.install(rig.one, {1: rig.one, 2: two}, {"challenger": 1})
+    rig.release()
+    assert (await answer(future)).model_version == "1"
+
+
+async def test_live_is_resolved_when_the_batch_forms(rig: Rig) -> None:
     publish(rig.project, 2)
     two = loaded(rig.project, 2)
     await rig.hold()
@@ -211,12 +229,12 @@ async def test_batch_that_fails_fails_its_requests_and_nothing_else(rig: Rig, mo
 async def test_bad_requests_say_what_was_expected(rig: Rig) -> None:
     wrong = infer_request(table(2))
     wrong.inputs[0].datatype = "BYTES"
-    with pytest.raises(WireError, match="x"):
-        rig.submit(wrong)
+    with pytest.raises(InvalidRequest, match="x"):
+        await rig.submit(wrong)
     unknown = infer_request(table(1))
     unknown.outputs.add(name="nonsense")
-    with pytest.raises(InvalidRequest, match=r"'nonsense': expected one of \['probability'\]"):
-        rig.submit(unknown)
+    with pytest.raises(InvalidRequest, match='"nonsense": expected one of "probability"'):
+        await rig.submit(unknown)
     assert rig.engine.waiting == 0
 
 

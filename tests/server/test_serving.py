@@ -76,8 +76,22 @@ def test_malformed_bytes_are_an_invalid_argument(served: tuple[Project, Running]
 
 def test_what_is_not_offered_is_unimplemented_and_not_advertised(stub: Any) -> None:
     assert status(stub.RepositoryModelLoad, pb.RepositoryModelLoadRequest())[0] == "UNIMPLEMENTED"
-    assert status(lambda: list(stub.ModelStreamInfer(iter([]))))[0] == "UNIMPLEMENTED"
+    assert status(stub.TraceSetting, pb.TraceSettingRequest())[0] == "UNIMPLEMENTED"
     assert list(stub.ServerMetadata(pb.ServerMetadataRequest()).extensions) == ["model_configuration", "statistics"]
+
+
+def test_a_stream_answers_each_request_and_goes_on_after_an_error(stub: Any) -> None:
+    good = infer_request(table(2))
+    bad = infer_request(table(1), version="77")
+    answers = list(stub.ModelStreamInfer(iter([good, bad, good])))
+    assert len(answers) == 3
+    (failed,) = [answer for answer in answers if answer.error_message]
+    assert "no version" in failed.error_message
+    assert failed.infer_response.id == bad.id
+    for answer in answers:
+        if answer is not failed:
+            assert len(predictions(answer.infer_response)) == 2
+    assert list(stub.ModelStreamInfer(iter([]))) == []
 
 
 def test_promoting_through_the_public_listener_is_impossible(served: tuple[Project, Running]) -> None:

@@ -1,0 +1,578 @@
+#include "hub.h"
+
+#include <algorithm>
+#include <chrono>
+#include <new>
+#include <stdexcept>
+#include <utility>
+
+#include "errors.h"
+#include "hub_answer.h"
+#include "infer_parameters.h"
+
+namespace trimtab {
+namespace {
+
+HubRequest& request_of(Waiting& place) { return *static_cast<HubRequest::Place&>(place).request; }
+
+bool share_batch(const Waiting& first, const Waiting& next) {
+    const HubRequest& one = *static_cast<const HubRequest::Place&>(first).request;
+    const HubRequest& other = *static_cast<const HubRequest::Place&>(next).request;
+    return one.tensors.same_dims(other.tensors);
+}
+
+// Memory that an unusually large message left behind goes before the request waits to be used again.
+void trim(HubRequest& request) {
+    constexpr std::size_t most = std::size_t{1} << 18;
+    if (request.body.capacity() > most) {
+        request.parsed.clear();
+        Buffer<char>().swap(request.body);
+    }
+}
+
+}  // namespace
+
+std::int64_t monotonic_ns() {
+    using namespace std::chrono;
+    return duration_cast<nanoseconds>(steady_clock::now().time_since_epoch()).count();
+}
+
+Hub::Hub() { rebuild_table(); }
+
+Hub::~Hub() { clear(StatusCode::unavailable, "the server stops"); }
+
+// --- models ----------------------------------------------------------------------------------------------------------
+
+void Hub::rebuild_table() {
+    auto table = std::make_unique<Table>();
+    for (Model* model : serving_) table->models.emplace(model->name, model);
+    table->only = serving_.size() == 1 ? serving_.front() : nullptr;
+    table_.store(table.get(), std::memory_order_release);
+    tables_.push_back(std::move(table));
+}
+
+void Hub::add_model(std::string name, std::shared_ptr<const Schema> schema,
+                    std::shared_ptr<const TensorSchema> tensors, std::vector<OutputSpec> outputs, BatchPolicy policy,
+                    std::uint32_t instances) {
+    auto model = std::make_unique<Model>(std::move(name), std::move(schema), std::move(tensors), std::move(outputs),
+                                         std::move(policy));
+    model->instances = std::max(instances, 1U);
+    const std::lock_guard guard(lock_);
+    for (const Model* other : serving_) {
+        if (other->name == model->name) throw std::invalid_argument("model " + quote(model->name) + " is there already");
+    }
+    serving_.push_back(model.get());
+    models_.push_back(std::move(model));
+    rebuild_table();
+}
+
+bool Hub::remove_model(const std::string& name) {
+    std::vector<HubRequest*> gone;
+    {
+        const std::lock_guard guard(lock_);
+        const auto found = std::find_if(serving_.begin(), serving_.end(), [&](Model* m) { return m->name == name; });
+        if (found == serving_.end()) return false;
+        (*found)->removed = true;
+        for (Waiting* place : (*found)->queue.clear()) gone.push_back(&request_of(*place));
+        serving_.erase(found);
+        rebuild_table();
+    }
+    end_with(gone, StatusCode::not_found, "model " + quote(name) + " was unloaded");
+    return true;
+}
+
+Model& Hub::model(const std::string& name) {
+    const std::lock_guard guard(lock_);
+    for (Model* model : serving_) {
+        if (model->name == name) return *model;
+    }
+    throw std::invalid_argument("expected the name of a model, came " + quote(name));
+}
+
+void Hub::install(const std::string& name, std::uint32_t live, std::vector<std::uint32_t> loaded,
+                  const std::unordered_map<std::string, std::uint32_t>& aliases) {
+    Model& chosen = model(name);
+    {
+        const std::lock_guard guard(lock_);
+        chosen.install(live, std::move(loaded), aliases);
+        woken_ = true;  // requests may wait for a version that has gone
+    }
+    arrived_.notify_all();
+}
+
+std::size_t Hub::waiting(const std::string& name) {
+    Model& chosen = model(name);
+    const std::lock_guard guard(lock_);
+    return chosen.queue.waiting();
+}
+
+// --- requests --------------------------------------------------------------------------------------------------------
+
+namespace {
+
+struct Refused {
+    StatusCode status;
+    Dropped why;
+    std::string message;
+};
+
+}  // namespace
+
+Model* Hub::route(std::string_view name) const {
+    const Table* table = table_.load(std::memory_order_acquire);
+    if (name.empty() && table->only != nullptr) return table->only;
+    const auto found = table->models.find(name);
+    if (found != table->models.end()) return found->second;
+    std::vector<std::string> names;
+    for (const auto& [known, model] : table->models) names.push_back(quote(known));
+    std::sort(names.begin(), names.end());
+    std::string text;
+    for (const std::string& known : names) text += (text.empty() ? "" : ", ") + known;
+    throw Refused{StatusCode::not_found, Dropped::not_found,
+                  "no model " + quote(name) + "; this server has " + (text.empty() ? "none" : text)};
+}
+
+void Hub::check(HubRequest& request) {
+    const InferMessage& parsed = request.parsed;
+    Model& model = *request.model;
+    HubRequest::Place& place = request.place;
+    const std::optional<std::int64_t> time_us = check_parameters(parsed);
+    using namespace std::chrono;
+    request.time_us = time_us ? *time_us
+                              : duration_cast<microseconds>(system_clock::now().time_since_epoch()).count();
+    place.priority = 0;
+    place.timeout_us.reset();
+    for (const Parameter& parameter : parsed.parameters) {
+        if (parameter.key != "timeout" && parameter.key != "priority") continue;
+        // That it is an integer from 0 was checked.
+        const auto* whole = std::get_if<std::int64_t>(&parameter.value);
+        const std::uint64_t value =
+            whole != nullptr ? static_cast<std::uint64_t>(*whole) : std::get<std::uint64_t>(parameter.value);
+        if (parameter.key == "timeout") {
+            place.timeout_us = value;
+        } else {
+            place.priority = static_cast<std::uint32_t>(std::min<std::uint64_t>(value, 0xFFFFFFFF));
+        }
+    }
+    check_requested_outputs(parsed);
+    for (const RequestedOutput& wanted : parsed.outputs) {
+        const bool known = std::any_of(model.outputs.begin(), model.outputs.end(),
+                                       [&](const OutputSpec& output) { return output.name == wanted.name; });
+        if (known) continue;
+        std::string names;
+        for (const OutputSpec& output : model.outputs) names += (names.empty() ? "" : ", ") + quote(output.name);
+        throw WireError("output " + quote(wanted.name) + ": expected one of " + names);
+    }
+    if (model.schema) {
+        request.rows.assign(parsed, model.schema);
+        place.rows = static_cast<std::uint32_t>(request.rows.rows());
+    } else {
+        request.tensors.assign(parsed, model.tensors);
+        place.rows = static_cast<std::uint32_t>(request.tensors.rows());
+    }
+    place.size = request.body.size();
+    place.arrived = request.arrived;
+    place.deadline = request.deadline;
+}
+
+void Hub::admit(HubRequest& request) {
+    Model& model = *request.model;
+    HubRequest::Place& place = request.place;
+    const std::lock_guard guard(lock_);
+    if (model.removed) {
+        throw Refused{StatusCode::not_found, Dropped::not_found, "model " + quote(model.name) + " was unloaded"};
+    }
+    if (model.live == 0) {
+        throw Refused{StatusCode::not_found, Dropped::not_found, "model " + quote(model.name) + " has no version yet"};
+    }
+    const std::optional<Lane> lane = model.lane_of(request.parsed.model_version);
+    if (!lane) {
+        throw Refused{StatusCode::not_found, Dropped::not_found,
+                      "model " + quote(model.name) + " has no version " + quote(request.parsed.model_version) +
+                          " loaded; loaded: " + model.known_versions()};
+    }
+    place.lane = *lane;
+    const BatchPolicy& policy = model.queue.policy();
+    const bool idle = model.queue.waiting() == 0 && model.in_flight == 0;
+    switch (model.queue.admit(place, request.arrived)) {
+        case Refusal::none: break;
+        case Refusal::queue_full:
+            throw Refused{StatusCode::resource_exhausted, Dropped::queue_full,
+                          "model " + quote(model.name) + ": " + std::to_string(model.queue.waiting()) +
+                              " requests wait (max_queue_size); try again later"};
+        case Refusal::deadline_passed:
+            throw Refused{StatusCode::deadline_exceeded, Dropped::expired,
+                          "the deadline passed before the request was queued"};
+        case Refusal::would_miss_deadline:
+            throw Refused{StatusCode::deadline_exceeded, Dropped::missed,
+                          "the answer would come after the deadline; the work was not begun"};
+        case Refusal::too_large:
+            throw Refused{StatusCode::invalid_argument, Dropped::invalid,
+                          "expected at most " + std::to_string(policy.max_batch_size) + " rows (max_batch_size), came " +
+                              std::to_string(place.rows)};
+        case Refusal::no_such_priority:
+            throw Refused{StatusCode::invalid_argument, Dropped::invalid,
+                          "parameter \"priority\": expected at most " + std::to_string(policy.levels.size()) +
+                              " (priority_levels), came " + std::to_string(place.priority)};
+    }
+    if (idle) {
+        // It starts level with the least of the others: time it did not use is not saved up.
+        std::int64_t least = kForever;
+        for (const Model* other : serving_) {
+            if (other != &model && (other->queue.waiting() != 0 || other->in_flight != 0))
+                least = std::min(least, other->used_ns);
+        }
+        if (least != kForever) model.used_ns = std::max(model.used_ns, least);
+    }
+    model.queue.add(place);
+    request.done = false;
+    if (policy.preserve_ordering) model.held.push_back(&request);
+    unflushed_ = true;
+}
+
+void Hub::submit(HotRequest* hot) noexcept {
+    auto& request = static_cast<HubRequest&>(*hot);
+    request.model = nullptr;
+    if (request.arrived == 0) request.arrived = monotonic_ns();
+    StatusCode status = StatusCode::internal;
+    Dropped why = Dropped::invalid;
+    try {
+        request.parsed.clear();
+        if (draining_.load(std::memory_order_relaxed)) {
+            throw Refused{StatusCode::unavailable, Dropped::unavailable,
+                          "the server is stopping; send this request to another one, or again later"};
+        }
+        parse_infer_message({request.body.data(), request.body.size()}, request.parsed);
+        request.model = route(request.parsed.model_name);
+        check(request);
+        admit(request);
+        return;
+    } catch (Refused& refused) {
+        status = refused.status;
+        why = refused.why;
+        request.message = std::move(refused.message);
+    } catch (const WireError& error) {
+        status = StatusCode::invalid_argument;
+        request.message = error.what();
+    } catch (const std::bad_alloc&) {
+        status = StatusCode::resource_exhausted;
+        why = Dropped::queue_full;
+        request.message = "not enough memory for this request";
+    } catch (const std::exception& error) {
+        request.message = error.what();
+    }
+    if (request.model != nullptr) request.model->statistics.drop(why);
+    request.status = status;
+    HotRequest* one = &request;
+    if (request.in_stream) write_stream_error(request);
+    trim(request);
+    request.origin->deliver({&one, 1});
+}
+
+void Hub::flush() noexcept {
+    bool notify = false;
+    {
+        const std::lock_guard guard(lock_);
+        notify = unflushed_ && sleeping_ != 0;
+        unflushed_ = false;
+        if (notify) ++news_;
+    }
+    if (notify) arrived_.notify_one();
+}
+
+void Hub::cancel(HotRequest* hot) noexcept {
+    auto& request = static_cast<HubRequest&>(*hot);
+    if (request.model == nullptr) return;
+    {
+        const std::lock_guard guard(lock_);
+        if (!request.model->queue.remove(request.place)) return;
+    }
+    request.model->statistics.drop(Dropped::cancelled);
+    request.status = StatusCode::cancelled;
+    request.message.clear();
+    HubRequest* one = &request;
+    deliver({&one, 1});
+}
+
+// --- answers ---------------------------------------------------------------------------------------------------------
+
+// Sends requests home, by origin. Nothing of a request may be touched afterwards.
+void Hub::deliver_now(std::span<HubRequest* const> requests) noexcept {
+    std::vector<HotRequest*> group;
+    std::size_t first = 0;
+    while (first < requests.size()) {
+        Origin* origin = requests[first]->origin;
+        group.clear();
+        bool mixed = false;
+        for (std::size_t i = first; i < requests.size(); ++i) {
+            if (requests[i]->origin == origin) {
+                group.push_back(requests[i]);
+            } else {
+                mixed = true;
+            }
+        }
+        if (!mixed) {
+            origin->deliver(group);
+            return;
+        }
+        // Several origins: the rest is grouped in the same way.
+        std::vector<HubRequest*> rest;
+        for (std::size_t i = first; i < requests.size(); ++i) {
+            if (requests[i]->origin != origin) rest.push_back(requests[i]);
+        }
+        origin->deliver(group);
+        deliver_now(rest);
+        return;
+    }
+}
+
+// Requests of one model that are answered: they leave now, or where order is preserved once all before them have.
+void Hub::deliver(std::span<HubRequest* const> requests) noexcept {
+    if (requests.empty()) return;
+    Model& model = *requests.front()->model;
+    for (HubRequest* request : requests) trim(*request);
+    std::vector<HubRequest*> ready;
+    {
+        const std::lock_guard guard(lock_);
+        if (model.queue.policy().preserve_ordering) {
+            for (HubRequest* request : requests) request->done = true;
+            std::size_t count = 0;
+            while (count < model.held.size() && model.held[count]->done) ++count;
+            ready.assign(model.held.begin(), model.held.begin() + static_cast<std::ptrdiff_t>(count));
+            model.held.erase(model.held.begin(), model.held.begin() + static_cast<std::ptrdiff_t>(count));
+        }
+    }
+    deliver_now(model.queue.policy().preserve_ordering ? std::span<HubRequest* const>(ready) : requests);
+}
+
+void Hub::end_with(std::vector<HubRequest*>& requests, StatusCode status, const std::string& message) noexcept {
+    for (HubRequest* request : requests) {
+        request->status = status;
+        request->message = message;
+        if (request->in_stream) write_stream_error(*request);
+    }
+    // Several models may be among them.
+    while (!requests.empty()) {
+        Model* model = requests.front()->model;
+        const auto others = std::stable_partition(requests.begin(), requests.end(),
+                                                  [&](const HubRequest* request) { return request->model == model; });
+        const std::vector<HubRequest*> group(requests.begin(), others);
+        requests.erase(requests.begin(), others);
+        deliver(group);
+    }
+}
+
+void Hub::answer(TakenBatch& batch, std::string_view weights, std::span<const BatchTensor> outputs) {
+    const std::int64_t computed = monotonic_ns();
+    AnswerWriter writer(batch, weights, outputs);
+    std::size_t first = 0;
+    std::vector<std::int64_t> arrived;
+    arrived.reserve(batch.requests.size());
+    for (std::size_t i = 0; i < batch.requests.size(); ++i) {
+        HubRequest& request = *batch.requests[i];
+        writer.write(i, first);
+        request.status = StatusCode::ok;
+        request.message.clear();
+        arrived.push_back(request.arrived);
+        first += batch.counts[i];
+    }
+    batch.marks.computed = computed;
+    batch.marks.encoded = monotonic_ns();
+    // Counted first, so that whoever has an answer finds it in the statistics.
+    batch.model->statistics.batch(batch.version, static_cast<std::uint32_t>(batch.rows.rows()), arrived, batch.marks);
+    const std::vector<HubRequest*> requests = std::move(batch.requests);
+    batch.requests.clear();
+    finish(batch);
+    deliver(requests);
+}
+
+void Hub::fail(TakenBatch& batch, StatusCode status, const std::string& message) {
+    if (batch.requests.empty()) return;
+    std::vector<std::int64_t> arrived;
+    for (const HubRequest* request : batch.requests) arrived.push_back(request->arrived);
+    batch.model->statistics.failure(batch.version, arrived, monotonic_ns());
+    std::vector<HubRequest*> requests = std::move(batch.requests);
+    batch.requests.clear();
+    finish(batch);
+    end_with(requests, status, message);
+}
+
+// The batch's device is free again.
+void Hub::finish(TakenBatch& batch) {
+    const std::int64_t ns = monotonic_ns() - batch.marks.begun;
+    bool notify = false;
+    {
+        const std::lock_guard guard(lock_);
+        Model& model = *batch.model;
+        --model.in_flight;
+        model.used_ns += ns;
+        if (batch.marks.encoded != 0) model.queue.computed(static_cast<std::uint32_t>(batch.rows.rows()), ns);
+        notify = sleeping_ != 0 && model.queue.waiting() != 0;
+        if (notify) ++news_;
+    }
+    if (notify) arrived_.notify_one();
+}
+
+void Hub::release(TakenBatch& batch) {
+    if (batch.model == nullptr) return;
+    if (!batch.requests.empty()) fail(batch, StatusCode::internal, "the batch was not answered");
+    const std::lock_guard guard(lock_);
+    // Whoever still looks at the rows keeps them.
+    if ((batch.rows.slab && batch.rows.slab.use_count() == 1) ||
+        (batch.rows.tensors && batch.rows.tensors.use_count() == 1)) {
+        batch.model->give_back(std::move(batch.rows));
+    }
+    batch.rows = {};
+    batch.model = nullptr;
+}
+
+// --- batches ---------------------------------------------------------------------------------------------------------
+
+// Under the lock: a batch of the model that has used least, or when to look again.
+std::unique_ptr<TakenBatch> Hub::decide(std::int64_t now, std::int64_t& wait_until,
+                                        std::vector<HubRequest*>& expired, std::vector<HubRequest*>& orphaned) {
+    if (serving_.size() > 1) {
+        std::sort(serving_.begin(), serving_.end(),
+                  [](const Model* one, const Model* other) { return one->used_ns < other->used_ns; });
+    }
+    for (Model* model : serving_) {
+        if (model->queue.waiting() == 0) continue;
+        if (model->in_flight >= model->instances) continue;  // finish() wakes us
+        model->queue.decide(now, *model, closed_, decision_, model->schema ? nullptr : share_batch);
+        for (Waiting* place : decision_.expired) expired.push_back(&request_of(*place));
+        for (Waiting* place : decision_.orphaned) orphaned.push_back(&request_of(*place));
+        if (decision_.batch.empty()) {
+            wait_until = std::min(wait_until, decision_.wait_until);
+            continue;
+        }
+        auto batch = std::make_unique<TakenBatch>();
+        batch->model = model;
+        batch->version = decision_.version;
+        batch->marks.begun = now;
+        batch->rows = model->take_rows();
+        batch->requests.reserve(decision_.batch.size());
+        for (Waiting* place : decision_.batch) batch->requests.push_back(&request_of(*place));
+        ++model->in_flight;
+        return batch;
+    }
+    return nullptr;
+}
+
+std::unique_ptr<TakenBatch> Hub::take(std::int64_t timeout_ns) {
+    const std::int64_t start = monotonic_ns();
+    const std::int64_t give_up = timeout_ns < kForever - start ? start + timeout_ns : kForever;
+    std::vector<HubRequest*> expired;
+    std::vector<HubRequest*> orphaned;
+    while (true) {
+        std::unique_ptr<TakenBatch> batch;
+        bool done = false;
+        {
+            std::unique_lock guard(lock_);
+            const std::int64_t now = monotonic_ns();
+            std::int64_t wait_until = give_up;
+            batch = decide(now, wait_until, expired, orphaned);
+            if (!batch && expired.empty() && orphaned.empty()) {
+                const bool idle = std::all_of(serving_.begin(), serving_.end(),
+                                              [](const Model* model) { return model->queue.waiting() == 0; });
+                if (woken_ || now >= give_up || (closed_ && idle)) {
+                    woken_ = false;
+                    done = true;
+                } else {
+                    const std::uint64_t before = news_;
+                    const auto news = [&] { return news_ != before || woken_; };
+                    ++sleeping_;
+                    if (wait_until == kForever) {
+                        arrived_.wait(guard, news);
+                    } else {
+                        arrived_.wait_until(
+                            guard,
+                            std::chrono::steady_clock::time_point(std::chrono::nanoseconds(wait_until)), news);
+                    }
+                    --sleeping_;
+                }
+            }
+        }
+        for (HubRequest* request : expired) request->model->statistics.drop(Dropped::expired);
+        if (!expired.empty())
+            end_with(expired, StatusCode::deadline_exceeded, "the deadline passed in the queue; the work was not done");
+        for (HubRequest* request : orphaned) {
+            const std::string version(request->parsed.model_version);
+            std::vector<HubRequest*> one{request};
+            end_with(one, StatusCode::not_found,
+                     "model " + quote(request->model->name) + ": version " + version + " is not loaded any more");
+        }
+        expired.clear();
+        orphaned.clear();
+        if (batch) {
+            read(*batch);
+            if (!batch->requests.empty()) return batch;
+            finish(*batch);
+            release(*batch);
+        }
+        if (done) return nullptr;
+    }
+}
+
+// Copies the requests' rows into the batch's slab; a request that cannot be read fails alone.
+void Hub::read(TakenBatch& batch) {
+    std::vector<HubRequest*> bad;
+    std::size_t kept = 0;
+    for (HubRequest* request : batch.requests) {
+        const std::uint32_t rows = request->place.rows;
+        try {
+            if (batch.rows.slab) {
+                request->rows.append_to(*batch.rows.slab, 0, rows);
+            } else {
+                request->tensors.append_to(*batch.rows.tensors, 0, rows);
+            }
+            batch.ids.push_back(make_request_id());
+        } catch (const std::exception& error) {
+            request->status = StatusCode::invalid_argument;
+            request->message = error.what();
+            bad.push_back(request);
+            continue;
+        }
+        batch.requests[kept++] = request;
+        batch.counts.push_back(rows);
+        batch.times_us.push_back(request->time_us);
+    }
+    batch.requests.resize(kept);
+    batch.marks.read = monotonic_ns();
+    for (HubRequest* request : bad) {
+        const std::int64_t arrived = request->arrived;
+        batch.model->statistics.failure(batch.version, {&arrived, 1}, batch.marks.read);
+        const std::string message = request->message;
+        std::vector<HubRequest*> one{request};
+        end_with(one, StatusCode::invalid_argument, message);
+    }
+}
+
+void Hub::wake() {
+    {
+        const std::lock_guard guard(lock_);
+        woken_ = true;
+    }
+    arrived_.notify_all();
+}
+
+void Hub::close() {
+    {
+        const std::lock_guard guard(lock_);
+        closed_ = true;
+        ++news_;
+    }
+    arrived_.notify_all();
+}
+
+void Hub::clear(StatusCode status, const std::string& message) {
+    std::vector<HubRequest*> gone;
+    {
+        const std::lock_guard guard(lock_);
+        for (Model* model : serving_) {
+            for (Waiting* place : model->queue.clear()) gone.push_back(&request_of(*place));
+        }
+    }
+    end_with(gone, status, message);
+}
+
+}  // namespace trimtab

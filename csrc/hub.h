@@ -1,0 +1,130 @@
+// The hub: every model's requests from their bytes to their encoded answers, whichever transport they came by.
+//
+//   submit (a transport's thread)   parse in place -> check -> route -> admit -> queue; a refusal is answered at once
+//   take   (a compute thread)       which model, which requests, which version -> rows into a slab -> a Batch
+//   answer (a compute thread)       all answers of the batch encoded -> delivered to where they came from
+//
+// Threads: any number submit, any number take. One lock guards queues, versions and models; it is held for a request's
+// admission and for a decision, never while rows are read, computed or encoded, and never while a transport is called.
+// So a refusal does not wait for a forward pass, and nothing here ever needs the GIL.
+//
+// Models are looked up without the lock in a table that is replaced as a whole; old tables and removed models are kept
+// until the hub goes (a load at run time costs some hundred bytes), so a reader never holds a dangling one.
+//
+// Fairness: among models with a batch to run, the one whose batches have used least device time goes first; one that was
+// idle starts level with the others. A model has at most `instances` batches in flight, so one that stalls keeps its own
+// requests waiting and no others, given a second compute thread.
+#pragma once
+
+#include <atomic>
+#include <condition_variable>
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <unordered_map>
+#include <vector>
+
+#include "hot_request.h"
+#include "hub_model.h"
+
+namespace trimtab {
+
+std::int64_t monotonic_ns();
+
+// What take() gives: requests of one model for one version, their rows read. Answered or failed exactly once; a batch
+// that is dropped unanswered fails.
+struct TakenBatch {
+    Model* model = nullptr;
+    std::uint32_t version = 0;
+    std::vector<HubRequest*> requests;
+    std::vector<RequestId> ids;
+    std::vector<std::uint32_t> counts;  // rows of each request
+    std::vector<std::int64_t> times_us;
+    BatchRows rows;
+    BatchMarks marks;
+};
+
+// One output over all rows of a batch, in the protocol's raw form. Borrowed for the call.
+struct BatchTensor {
+    std::string_view raw;
+    std::vector<std::int64_t> row_shape;
+    std::size_t row_bytes = 0;            // 0: see ends
+    std::vector<std::size_t> ends;        // BYTES: where each row ends in raw
+};
+
+class Hub final : public HotTarget, public std::enable_shared_from_this<Hub> {
+  public:
+    Hub();
+    ~Hub() override;
+
+    // --- any thread
+    void add_model(std::string name, std::shared_ptr<const Schema> schema, std::shared_ptr<const TensorSchema> tensors,
+                   std::vector<OutputSpec> outputs, BatchPolicy policy, std::uint32_t instances);
+    // What waits is answered NOT_FOUND. False where there is no such model.
+    bool remove_model(const std::string& name);
+    // Throws std::invalid_argument where there is no such model.
+    void install(const std::string& name, std::uint32_t live, std::vector<std::uint32_t> loaded,
+                 const std::unordered_map<std::string, std::uint32_t>& aliases);
+    void set_draining(bool draining) { draining_.store(draining, std::memory_order_relaxed); }
+    Model& model(const std::string& name);  // throws std::invalid_argument
+    std::size_t waiting(const std::string& name);
+
+    // --- HotTarget
+    std::unique_ptr<HotRequest> make() override { return std::make_unique<HubRequest>(); }
+    void submit(HotRequest* request) noexcept override;
+    void flush() noexcept override;
+    void cancel(HotRequest* request) noexcept override;
+
+    // --- compute threads
+    // The next batch; null after `timeout_ns`, after wake(), and where the hub is closed and nothing waits.
+    std::unique_ptr<TakenBatch> take(std::int64_t timeout_ns);
+    // One tensor per output of the model, in its order.
+    void answer(TakenBatch& batch, std::string_view weights, std::span<const BatchTensor> outputs);
+    void fail(TakenBatch& batch, StatusCode status, const std::string& message);
+    void release(TakenBatch& batch);  // gives the batch's memory back
+    void wake();
+    // Batches form without waiting for company from now on, and take() ends when nothing waits.
+    void close();
+    // Answers all that waits.
+    void clear(StatusCode status, const std::string& message);
+
+  private:
+    struct Table {
+        std::unordered_map<std::string_view, Model*> models;
+        Model* only = nullptr;  // where there is one model
+    };
+
+    Model* route(std::string_view name) const;
+    void check(HubRequest& request);                // throws WireError
+    void admit(HubRequest& request);                // throws Refused
+    void refuse(HubRequest& request, StatusCode status, std::string message) noexcept;
+    void rebuild_table();
+    std::unique_ptr<TakenBatch> decide(std::int64_t now, std::int64_t& wait_until, std::vector<HubRequest*>& expired,
+                                       std::vector<HubRequest*>& orphaned);
+    void read(TakenBatch& batch);
+    void finish(TakenBatch& batch);                 // after its requests have been delivered
+    void deliver(std::span<HubRequest* const> requests) noexcept;
+    void deliver_now(std::span<HubRequest* const> requests) noexcept;
+    void end_with(std::vector<HubRequest*>& requests, StatusCode status, const std::string& message) noexcept;
+
+    std::atomic<const Table*> table_;
+    std::atomic<bool> draining_{false};
+    std::vector<std::unique_ptr<Table>> tables_;  // all there ever were, the last in use
+    std::vector<std::unique_ptr<Model>> models_;  // likewise
+
+    std::mutex lock_;
+    std::condition_variable arrived_;
+    std::vector<Model*> serving_;  // those not removed
+    Decision decision_;
+    std::uint64_t news_ = 0;       // submits, wakes
+    std::size_t sleeping_ = 0;     // compute threads that wait
+    bool unflushed_ = false;
+    bool woken_ = false;
+    bool closed_ = false;
+};
+
+}  // namespace trimtab
