@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from trimtab.cli.replay_data import Source, open_stream
 from trimtab.cli.replay_server import first_version
+from trimtab.models.code import allow_project
 from trimtab.models.version import load_version
 from trimtab.store.project import Project
 from trimtab.store.versions import VersionStore
@@ -32,6 +33,7 @@ def run(directory: Path, source: Source, schedule: str, out: Path) -> None:
     """See the module. Raises DataError, StoreError, TrainerError."""
     torch.set_num_threads(1)
     project = Project.load(directory)
+    allow_project(project)
     model = project.model()
     stream = open_stream(project, source)
     number = first_version(project, model.name)
@@ -50,7 +52,7 @@ def run(directory: Path, source: Source, schedule: str, out: Path) -> None:
         schedule=schedule,
         start=int(np.searchsorted(kept, stream.start)),
         known_us=stream.known_us[kept],
-        architecture=model.architecture,
+        architecture=model.network,
     ):
         predictions.append(step.predictions)
         line = {"retrain": step.retrain, "time_us": step.time_us, "rows_trained": step.rows_trained}

@@ -85,10 +85,12 @@ def train_model(
     started = clock.monotonic()
     table, known_us, left_out, snapshot = _rows(project, settings, label_delay_us)
     # Only now: what is wrong with the data should not wait for torch to be imported.
+    from trimtab.models.code import allow_project
     from trimtab.trainer.dataset import history_path, save_history
     from trimtab.trainer.encode import task_of
     from trimtab.trainer.search import fit_search
 
+    allow_project(project)
     # Optuna writes the traceback of an interrupted trial on stderr; what happened is said once, in one line.
     logging.getLogger("optuna.study._optimize").setLevel(logging.ERROR)
     number = store.allocate(f"train-{uuid.uuid4()}")
@@ -98,7 +100,7 @@ def train_model(
             settings.specs(),
             task_of(settings),
             settings.retrain,
-            architecture=settings.architecture,
+            architecture=settings.network,
             known_us=known_us,
             progress=progress,
         )
@@ -202,6 +204,9 @@ def train(
     output = Output(as_json)
     project = Project.load(directory)
     settings = project.model(model or None)
+    if settings.takes_tensors:
+        _import(output, project, settings, again=again, directory=directory)
+        return
     with output.progress(f"training {settings.name}") as bar:
 
         def show(progress: Progress) -> None:
@@ -211,6 +216,34 @@ def train(
 
         trained = train_model(project, show, model=settings.name, again=again)
     _say(output, trained, settings, number, directory)
+
+
+def _import(output: Any, project: Project, settings: ModelSettings, *, again: bool, directory: Path) -> None:
+    """Version 1 of a model that takes tensors: the weights that trimtab.toml names, or the module's own."""
+    from trimtab.cli.errors import ModelExists
+    from trimtab.models.publishing import publish_first
+    from trimtab.store.versions import VersionStore
+
+    store = VersionStore(project.model_state(settings.name).versions)
+    if store.numbers() and not again:
+        raise ModelExists(
+            f"model {settings.name!r} has versions already (newest {store.numbers()[-1]}): "
+            "`trimtab publish FILE` adds one, --again imports the first weights once more"
+        )
+    manifest = publish_first(project, settings, store)
+    here = f" -C {directory}" if directory != Path(".") else ""
+    output.say(f"{settings.name} version {manifest.version}: {manifest.reason} (weights {manifest.weights[:12]})")
+    output.say(f"next: trimtab serve{here}")
+    output.result(
+        {
+            "model": settings.name,
+            "version": manifest.version,
+            "verdict": "initial",
+            "weights": manifest.weights,
+            "path": str(store.path(manifest.version)),
+            "next": f"trimtab serve{here}",
+        }
+    )
 
 
 def _remark(progress: Progress) -> str:

@@ -1,4 +1,4 @@
-"""The architectures: linear, and a multilayer perceptron with category embeddings.
+"""The architectures: linear, a multilayer perceptron with category embeddings, and a network of the user's own.
 
 `build(config, program, task)` makes a module whose shapes follow from the column program; `forward(features f32[n, F],
 ids i64[n, C])` gives logits [n, K]. A configuration is plain JSON, and lives in a version's manifest.
@@ -19,10 +19,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from trimtab.kernels.program import ColumnProgram
-from trimtab.models.errors import ArchitectureError
+from trimtab.models.code import allowed
+from trimtab.models.entry import ColumnShape, Definition
+from trimtab.models.errors import ArchitectureError, CodeError
 from trimtab.models.tasks import Task
 
-__all__ = ["Linear", "Mlp", "Network", "build"]
+__all__ = ["Linear", "Mlp", "Network", "Own", "build"]
 
 MAX_WIDTH = 1 << 16
 
@@ -130,11 +132,58 @@ class Mlp(Network):
         return logits
 
 
+class Own(Network):
+    """The user's own module, `net`; see models/entry.py.
+
+    What it draws while training (torch's dropout has no generator of its own) comes from the training loop's generator:
+    torch's global one is seeded from it for the time of a forward pass.
+    """
+
+    def __init__(self, definition: Definition, shape: ColumnShape, seed: int) -> None:
+        nn.Module.__init__(self)
+        self.n_features, self.n_ids = shape.features, len(shape.categories)
+        self.width = shape.outputs
+        self.net = definition.build(shape, seed)
+        self._generator: torch.Generator | None = None
+        if definition.parameters_to_tune is not None:
+            chosen = {id(parameter) for parameter in definition.parameters_to_tune(self.net)}
+            for parameter in self.net.parameters():
+                parameter.requires_grad_(id(parameter) in chosen)
+
+    def size(self) -> int:
+        """Bytes of the weights and buffers."""
+        return sum(t.numel() * t.element_size() for t in [*self.parameters(), *self.buffers()])
+
+    def use_generator(self, generator: torch.Generator | None) -> None:
+        """Where what it draws while training comes from."""
+        self._generator = generator
+
+    def forward(self, features: Tensor, ids: Tensor) -> Tensor:
+        if not self.training or self._generator is None:
+            logits = self.net(features, ids)
+        else:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(self._generator.initial_seed())
+                logits = self.net(features, ids)
+        if not isinstance(logits, Tensor) or logits.shape != (len(features), self.width):
+            gives = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+            raise CodeError(f"entry: expected logits {[len(features), self.width]}, the network gives {gives}")
+        return logits
+
+
 def build(config: Mapping[str, Any], program: ColumnProgram, task: Task) -> Network:
-    """The module of a configuration, on the CPU, in training mode: `{"kind": "linear", "seed": 0}`, or `{"kind": "mlp",
-    "seed": 0, "widths": [128, 64], "dropout": 0.1, "embedding": 8}`. Other keys are ignored. Raises ArchitectureError.
+    """The module of a configuration, on the CPU, in training mode.
+
+    `{"kind": "linear", "seed": 0}`, or `{"kind": "mlp", "seed": 0, "widths": [128, 64], "dropout": 0.1, "embedding":
+    8}`, or, where trimtab.toml names that entry, `{"kind": "entry", "seed": 0, "entry": "module:name"}`. Other keys are
+    ignored. Raises ArchitectureError, CodeError.
     """
     kind = config.get("kind")
+    if kind == "entry":
+        name = str(config.get("entry", ""))
+        definition = Definition.of(name, allowed(name).load(), "columns")
+        shape_of = ColumnShape(program.n_features, program.id_sizes, task.width, task.kind, task.classes)
+        return Own(definition, shape_of, _integer(config, "seed", 0, 0, 1 << 63))
     generator = torch.Generator().manual_seed(_integer(config, "seed", 0, 0, 1 << 63))
     shape = (program.n_features, program.id_sizes, task.width, generator)
     if kind == "linear":

@@ -16,7 +16,7 @@ from pydantic import BaseModel, BeforeValidator, ValidationError
 from pydantic.fields import FieldInfo
 from trimtab.kernels.schema import Transform
 from trimtab.store.durations import parse_duration
-from trimtab.store.settings import Settings, scalar_text
+from trimtab.store.settings_base import Settings, scalar_text
 
 __all__ = ["expectation", "explain", "is_duration", "known_fields", "section_of"]
 

@@ -7,16 +7,17 @@ wrong. Durations are int µs here, whatever unit the file used.
 
 from __future__ import annotations
 
-import datetime
 import itertools
 import re
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, field_validator, model_validator
-from trimtab._native import Schema
+from pydantic import Field, PlainValidator, field_validator, model_validator
+from trimtab._native import Schema, TensorSchema
 from trimtab.kernels.errors import ProgramError
 from trimtab.kernels.schema import FeatureSpec, Transform
 from trimtab.store.durations import parse_duration
+from trimtab.store.settings_base import Count, Duration, Port, Scalar, Settings, Share, scalar_text
+from trimtab.store.settings_source import ENTRY, SHA256, InputSettings, OutputSettings, VersionsSettings
 
 __all__ = [
     "BatchingSettings",
@@ -26,47 +27,20 @@ __all__ = [
     "Duration",
     "FeatureSettings",
     "GateSettings",
+    "InputSettings",
     "LabelSettings",
     "MlflowSettings",
     "ModelSettings",
+    "OutputSettings",
     "ProjectFile",
     "RetrainSettings",
     "RolloutSettings",
     "SecuritySettings",
     "ServerSettings",
     "Settings",
+    "VersionsSettings",
     "scalar_text",
 ]
-
-Duration = Annotated[int, BeforeValidator(parse_duration)]
-
-
-def scalar_text(value: object) -> object:
-    """A class or data value as text: it may be written bare, as 1, true or 2013-02-01."""
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, datetime.date | datetime.time):
-        return value.isoformat()
-    return str(value) if isinstance(value, int | float) else value
-
-
-Scalar = Annotated[str, BeforeValidator(scalar_text)]
-Port = Annotated[int, Field(ge=0, le=65535)]
-Count = Annotated[int, Field(ge=1)]
-Share = Annotated[float, Field(ge=0.0, le=1.0)]
-
-
-class Settings(BaseModel):
-    """What all sections share: unknown keys are errors, values are not coerced, nothing changes after loading."""
-
-    model_config = ConfigDict(
-        frozen=True,
-        extra="forbid",
-        strict=True,
-        use_attribute_docstrings=True,
-        allow_inf_nan=False,
-        validate_by_name=False,
-    )
 
 
 class ServerSettings(Settings):
@@ -92,6 +66,9 @@ class ServerSettings(Settings):
     """For replays: capture waits instead of dropping, has no rate cap, and schedules follow data time."""
     threads: Count = 1
     """CPU threads of one forward pass."""
+    max_model_bytes: Annotated[int, Field(ge=0)] = 0
+    """Most bytes that the weights and buffers of all loaded versions may take together; what would exceed it is not
+    loaded. 0: no limit."""
 
     @field_validator("transport")
     @classmethod
@@ -190,8 +167,8 @@ class FeatureSettings(Settings):
 class LabelSettings(Settings):
     """What is predicted, and how its truth comes back."""
 
-    column: Annotated[str, Field(min_length=1)]
-    """Column of the data with the truth."""
+    column: str = ""
+    """Column of the data with the truth. Must be given, but for models that take tensors."""
     key: tuple[str, ...] = ()
     """Columns that identify a row for Feedback, instead of the request id; captured, but features only where listed
     as such."""
@@ -376,20 +353,36 @@ class ModelSettings(Settings):
 
     name: str
     """Name of the model in requests, metrics and under state/."""
-    task: Literal["binary", "multiclass", "regression"]
-    """What is predicted."""
+    task: Literal["", "binary", "multiclass", "regression"] = ""
+    """What is predicted. Must be given, but for models that take tensors."""
     architecture: Literal["auto", "linear", "mlp"] = "auto"
     """"auto" lets the search choose."""
     entry: str = ""
-    """A model class of one's own, "module:Class". Not in this release."""
+    """A network of one's own: "module:name" of a Python class or function in this folder, instead of an
+    architecture."""
+    program: str = ""
+    """A torch.export program (.pt2), relative to this folder, instead of `entry`; it takes tensors."""
+    sha256: str = ""
+    """Of the program, in hex: it is code, and runs only if it is this very file."""
+    weights: str = ""
+    """For models that take tensors: safetensors file, relative to this folder, that becomes version 1; empty: the
+    weights that the program or the built module has of itself."""
+    load: bool = True
+    """Load the model when the server starts; otherwise only when it is asked for."""
     classes: tuple[Scalar, ...] = ()
     """Label values of a classifier, in the order of its outputs."""
     positive: Scalar = ""
     """The class whose probability a binary model gives."""
-    features: Annotated[tuple[FeatureSettings, ...], Field(alias="feature", min_length=1)]
+    features: Annotated[tuple[FeatureSettings, ...], Field(alias="feature")] = ()
     """The columns of a request."""
-    label: LabelSettings
+    inputs: Annotated[tuple[InputSettings, ...], Field(alias="input")] = ()
+    """Instead of features: the tensors of a request, as the model takes them."""
+    outputs: Annotated[tuple[OutputSettings, ...], Field(alias="output")] = ()
+    """With inputs: the tensors of an answer."""
+    label: LabelSettings = LabelSettings()
     """The truth."""
+    versions: VersionsSettings = VersionsSettings()
+    """Versions."""
     batching: BatchingSettings = BatchingSettings()
     """Batching."""
     capture: CaptureSettings = CaptureSettings()
@@ -402,6 +395,21 @@ class ModelSettings(Settings):
     """The gate."""
     rollout: RolloutSettings = RolloutSettings()
     """Rollout."""
+
+    @property
+    def takes_tensors(self) -> bool:
+        """Whether requests bring tensors that go to the model as they are, instead of columns."""
+        return bool(self.inputs or self.outputs)
+
+    @property
+    def network(self) -> str:
+        """For models of columns: what a search may choose, "auto", or the entry to use."""
+        return self.entry or self.architecture
+
+    @property
+    def retrainable(self) -> bool:
+        """Whether a trainer can do something for it."""
+        return not self.takes_tensors
 
     @property
     def feature_names(self) -> tuple[str, ...]:
@@ -419,6 +427,10 @@ class ModelSettings(Settings):
         types = [feature.type for feature in self.features] + ["string"] * len(keys)
         return Schema([*self.feature_names, *keys], types, len(keys))
 
+    def tensor_schema(self) -> TensorSchema:
+        """The tensors of a request, of a model that takes tensors."""
+        return TensorSchema([(given.name, given.datatype, given.dims) for given in self.inputs])
+
     def specs(self) -> tuple[FeatureSpec, ...]:
         """The features as fitting takes them."""
         return tuple(feature.spec() for feature in self.features)
@@ -434,13 +446,45 @@ class ModelSettings(Settings):
 
     @field_validator("entry")
     @classmethod
-    def _implemented(cls, value: str) -> str:
-        if value:
-            raise ValueError("models of one's own are not in this release; use architecture")
+    def _importable(cls, value: str) -> str:
+        if value and ENTRY.fullmatch(value) is None:
+            raise ValueError(f'expected "module:name", got {value!r}')
         return value
 
     @model_validator(mode="after")
+    def _sourced(self) -> ModelSettings:
+        if self.entry and (self.program or self.architecture != "auto"):
+            raise ValueError("entry excludes program and architecture; give one")
+        if bool(self.program) != bool(self.sha256):
+            raise ValueError("program and sha256 belong together: a program is code, and runs only if it is this file")
+        if self.sha256 and SHA256.fullmatch(self.sha256) is None:
+            raise ValueError(f"sha256: expected 64 hex digits, got {self.sha256!r}")
+        if not self.takes_tensors:
+            if self.program or self.weights:
+                raise ValueError("program and weights are for models with [[model.input]] and [[model.output]]")
+            return self
+        if not (self.entry or self.program):
+            raise ValueError("[[model.input]] needs a model of one's own: entry or program")
+        for what, tensors in (("input", self.inputs), ("output", self.outputs)):
+            names = [tensor.name for tensor in tensors]
+            if not names:
+                raise ValueError(f"section [[model.{what}]] is missing: models that take tensors name both")
+            if len(set(names)) < len(names):
+                raise ValueError(f"{what} {names!r}: expected distinct names")
+        if self.features or self.label.column or self.task or self.classes:
+            raise ValueError("[[model.input]] excludes features, label, task and classes: give tensors or columns")
+        return self
+
+    @model_validator(mode="after")
     def _consistent(self) -> ModelSettings:
+        if self.takes_tensors:
+            return self
+        if not self.task:
+            raise ValueError("'task' is missing: What is predicted")
+        if not self.features:
+            raise ValueError("section [[model.feature]] is missing: The columns of a request")
+        if not self.label.column:
+            raise ValueError("section [model.label] or its 'column' is missing: Column of the data with the truth")
         names = self.feature_names
         for name in names:
             if names.count(name) > 1:

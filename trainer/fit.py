@@ -162,6 +162,8 @@ class Trainee:
         self.steps = state.step
         for name, parameter in self.module.named_parameters():
             if state.moments:
+                if f"{_MOMENTS[0]}.{name}" not in state.moments:
+                    raise TrainingFailed(f"challenger: the checkpoint has no moments for {name!r}")
                 self._optimizer.state[parameter] = {
                     "step": torch.tensor(float(state.step)),
                     **{key: state.moments[f"{key}.{name}"].clone() for key in _MOMENTS},
@@ -293,7 +295,9 @@ def _read(data: bytes) -> dict[str, torch.Tensor]:
 def _moments_of(tensors: Mapping[str, torch.Tensor], weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     names = [f"{key}.{name}" for name in weights for key in _MOMENTS]
     present = {name: tensors[name] for name in names if name in tensors}
-    if present and len(present) != len(names):
+    # Buffers (a user's batch norm has some) are weights that have none; Trainee.load knows which those are.
+    halves = [name for name in weights if sum(f"{key}.{name}" in present for key in _MOMENTS) == 1]
+    if halves or (present and len(present) < 2):
         raise TrainingFailed(f"challenger: the checkpoint has moments for {len(present)} of {len(names)} tensors")
     return present
 

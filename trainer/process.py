@@ -30,6 +30,7 @@ from typing import Any
 import torch
 from trimtab.client.admin import AdminClient, running
 from trimtab.client.errors import Cancelled, ClientError, Unavailable
+from trimtab.models.code import allow_project
 from trimtab.protos.v1 import trimtab_pb2 as pb
 from trimtab.store.live import LiveStore
 from trimtab.store.manifest import Decision
@@ -222,6 +223,7 @@ def run_trainer(directory: Path) -> int:
         os.nice(10)
     torch.set_num_threads(1)
     project = Project.load(directory)
+    allow_project(project)
     server = running(project.state)
     if server is None:
         raise ServerGone(f"no server is running for {directory}; the trainer runs beside one (`trimtab serve`)")
@@ -230,7 +232,11 @@ def run_trainer(directory: Path) -> int:
     signal.signal(signal.SIGTERM, lambda *_: reports.end())
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     with AdminClient(server.admin, caller="trainer") as admin, AdminClient(server.admin) as person:
-        trainers = {model.name: ModelTrainer(project, model, admin, person, reports) for model in project.models}
+        trainers = {
+            model.name: ModelTrainer(project, model, admin, person, reports)
+            for model in project.models
+            if model.retrainable
+        }
         workflow.attach({name: trainer.steps for name, trainer in trainers.items()}, reports.step)
         commands = Commands(admin, reports)
         try:

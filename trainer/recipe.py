@@ -42,12 +42,19 @@ class Recipe:
     batch: int = 512
     epochs: int = EPOCHS
     """Segments of the plan after which training stops."""
+    entry: str = ""
+    """For kind "entry": the network of the user's own, as trimtab.toml names it."""
 
     def config(self, seed: int) -> dict[str, Any]:
         """The configuration that `build` takes and a manifest holds."""
-        return {**asdict(self), "widths": list(self.widths), "seed": seed}
+        config = {**asdict(self), "widths": list(self.widths), "seed": seed}
+        if not self.entry:
+            del config["entry"]
+        return config
 
     def __str__(self) -> str:
+        if self.kind == "entry":
+            return f"{self.entry}, learning rate {self.learning_rate:.1e}"
         shape = "linear" if self.kind == "linear" else f"mlp {'-'.join(map(str, self.widths))}"
         return f"{shape}, learning rate {self.learning_rate:.1e}"
 

@@ -345,7 +345,7 @@ class Steps:
             self.model.specs(),
             self.dataset.task,
             self.model.retrain,
-            architecture=self.model.architecture,
+            architecture=self.model.network,
             sketch=live.program.sketch,
             prequential=self.model.retrain.enabled,
         )

@@ -108,8 +108,8 @@ def folds(rows: EncodedRows) -> list[tuple[EncodedRows, EncodedRows]]:
 
 
 def search_recipes(ground: Ground, architecture: str, report: Report) -> tuple[Recipe, list[dict[str, Any]]]:
-    """The winning recipe, and every trial's configuration and loss (infinite: given up early). Raises
-    TrainingFailed."""
+    """The winning recipe of an architecture ("auto", "linear", "mlp", or the "module:name" of an entry), and every
+    trial's configuration and loss (infinite: given up early). Raises TrainingFailed."""
     settings = ground.settings
     tried: list[_Tried] = []
     trials: list[dict[str, Any]] = []
@@ -170,6 +170,8 @@ def _first_trials(architecture: str) -> list[dict[str, Any]]:
     linear = {"learning_rate": 5e-3, "weight_decay": 1e-2}
     if architecture == "linear":
         return [linear]
+    if ":" in architecture:
+        return [{"learning_rate": 2e-3, "weight_decay": 1e-2}]
     if architecture == "mlp":
         return [mlp, larger]
     return [{"kind": "mlp", **mlp}, {"kind": "linear", **linear}, {"kind": "mlp", **larger}]
@@ -179,6 +181,8 @@ def _suggested(trial: optuna.Trial, architecture: str) -> Recipe:
     kind = architecture if architecture != "auto" else trial.suggest_categorical("kind", ["mlp", "linear"])
     rate = trial.suggest_float("learning_rate", 5e-4, 2e-2, log=True)
     decay = trial.suggest_float("weight_decay", 1e-4, 0.3, log=True)
+    if ":" in architecture:
+        return Recipe("entry", (), 0.0, 1, rate, decay, entry=architecture)
     if kind == "linear":
         return Recipe("linear", (), 0.0, 1, rate, decay)
     # Optuna's categories are plain values, so widths travel as text.

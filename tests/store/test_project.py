@@ -116,7 +116,7 @@ def test_a_wrong_setting_is_named_in_one_line(more: str, line: str) -> None:
     [
         ('name = "flights"', 'name = "../x"', "expected letters, digits, '_', '-', '.'"),
         ('name = "flights"', "", "[[model]] 'name' is missing: Name of the model"),
-        ('task = "binary"', 'task = "binary"\nentry = "m:M"', "models of one's own are not in this release"),
+        ('task = "binary"', 'task = "binary"\nentry = "m.M"', "expected \"module:name\", got 'm.M'"),
         ('"clip", low = 0.0', '"clop", low = 0.0', "[[model.feature]] 'distance' transforms: unknown op 'clop'"),
         ('type = "string"', 'type = "text"', "[[model.feature]] 'carrier' type: expected one of"),
         ('name = "carrier"', 'name = "_carrier"', "underscore"),
