@@ -294,6 +294,42 @@ class BatchPolicy:
         default_level: int = 0,
     ) -> None: ...
 
+class BatchQueue:
+    """The batching policy of one model (csrc/batch_queue.h), for tests and simulations. Requests are numbers, instants
+    are ns; lane 0 is whatever is live, others are versions or aliases. One thread at a time."""
+
+    def __init__(self, policy: BatchPolicy) -> None: ...
+    def admit(
+        self,
+        name: int,
+        now: int,
+        *,
+        rows: int = 1,
+        lane: int = 0,
+        deadline: int | None = None,
+        timeout_us: int | None = None,
+        priority: int = 0,
+        size: int = 0,
+    ) -> str:
+        """Queues a request and returns "", or why it is refused: queue_full, deadline_passed, would_miss_deadline,
+        too_large, no_such_priority."""
+
+    def remove(self, name: int) -> bool: ...
+    def decide(
+        self, now: int, versions: Mapping[int, int], flush: bool = False
+    ) -> tuple[list[int], int, int | None, list[int], list[int]]:
+        """(batch, its version, when to look again, expired, orphaned); `versions`: what lanes stand for."""
+
+    def computed(self, rows: int, ns: int) -> None:
+        """Tells how long a batch took."""
+
+    def clear(self) -> list[int]: ...
+    def __len__(self) -> int: ...
+    @property
+    def rows(self) -> int: ...
+    @property
+    def bytes(self) -> int: ...
+
 class Batch:
     """Requests of one model for one version, their rows read; made by Hub.take(). To be answered or failed once: what
     is not answered when it goes, fails. One thread at a time."""

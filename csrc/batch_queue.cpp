@@ -74,6 +74,7 @@ BatchQueue::NamedList& BatchQueue::lane_of(const Waiting& request) {
 
 void BatchQueue::link(NamedList& list, Waiting& request) {
     request.queued = true;
+    request.turn = ++turns_;
     request.before = list.tail;
     request.after = nullptr;
     (list.tail != nullptr ? list.tail->after : list.head) = &request;
@@ -129,15 +130,22 @@ void BatchQueue::expire(std::int64_t now, Decision& decision) {
                     decision.expired.push_back(request);
                 } else if (timed_out) {
                     unlink(levels_[i].lanes[l], *request);
-                    request->level = last;
-                    request->expires = kForever;
-                    request->due = now;
-                    link(lane_of(*request), *request);
+                    delayed_.push_back(request);
+                } else {
+                    soonest_ = std::min({soonest_, request->deadline, request->expires});
                 }
-                if (request->queued) soonest_ = std::min({soonest_, request->deadline, request->expires});
             }
         }
     }
+    std::sort(delayed_.begin(), delayed_.end(), [](const Waiting* a, const Waiting* b) { return a->turn < b->turn; });
+    for (Waiting* request : delayed_) {
+        request->level = last;
+        request->expires = kForever;
+        request->due = now;
+        link(lane_of(*request), *request);
+        soonest_ = std::min(soonest_, request->deadline);
+    }
+    delayed_.clear();
 }
 
 // The request that should go first: of the most urgent level that has any, the one that came first. Resolves all lanes;
@@ -158,7 +166,7 @@ Waiting* BatchQueue::find_head(const Versions& versions, Decision& decision) {
                 level.lanes.pop_back();
                 continue;
             }
-            if (first == nullptr || lane.head->arrived < first->arrived) first = lane.head;
+            if (first == nullptr || lane.head->turn < first->turn) first = lane.head;
             ++i;
         }
         if (head == nullptr) head = first;
@@ -206,7 +214,7 @@ void BatchQueue::take(std::uint32_t version, std::uint32_t most, Decision& decis
             NamedList* oldest = nullptr;
             for (NamedList& lane : level.lanes) {
                 const bool candidate = lane.version == version && lane.head != nullptr;
-                if (candidate && (oldest == nullptr || lane.head->arrived < oldest->head->arrived)) oldest = &lane;
+                if (candidate && (oldest == nullptr || lane.head->turn < oldest->head->turn)) oldest = &lane;
             }
             if (oldest == nullptr) break;
             Waiting* request = oldest->head;

@@ -49,6 +49,7 @@ struct Waiting {
     // The queue's own.
     std::int64_t expires = kForever;  // by the queue policy
     std::int64_t due = kForever;      // when its batch should go at the latest
+    std::uint64_t turn = 0;           // order of arrival in its level
     std::uint32_t level = 0;
     bool queued = false;
     Waiting* before = nullptr;
@@ -168,7 +169,9 @@ class BatchQueue {
     BatchPolicy policy_;
     std::vector<Level> levels_;  // one more than the policy's: the last holds what is delayed
     BatchTimes times_;
+    std::vector<Waiting*> delayed_;  // while it expires
     std::int64_t soonest_ = kForever;
+    std::uint64_t turns_ = 0;
     std::size_t count_ = 0;
     std::uint64_t rows_ = 0;
     std::uint64_t size_ = 0;

@@ -11,6 +11,7 @@ void bind_columns(pybind11::module_& module);  // columns.cpp: CompiledProgram, 
 void bind_hot(pybind11::module_& module);      // hot_bindings.cpp: HotTarget, HAS_FRONT
 void bind_tensors(pybind11::module_& module);  // tensor_bindings.cpp: TensorSchema, TensorSlab, TensorRequest
 void bind_hub(pybind11::module_& module);      // hub_bindings.cpp: Hub, Batch, LocalOrigin, BatchPolicy
+void bind_batch_queue(pybind11::module_& module);  // batch_queue_bindings.cpp: BatchQueue, for tests
 void bind_crc(pybind11::module_& module);      // crc32c.cpp: crc32c
 
 }  // namespace trimtab

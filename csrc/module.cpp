@@ -9,5 +9,6 @@ PYBIND11_MODULE(_native, module) {
     trimtab::bind_columns(module);
     trimtab::bind_hot(module);
     trimtab::bind_hub(module);
+    trimtab::bind_batch_queue(module);
     trimtab::bind_crc(module);
 }

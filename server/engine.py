@@ -152,13 +152,23 @@ class Engine:
 
 def batch_policy(batching: BatchingSettings, max_queue_bytes: int) -> BatchPolicy:
     """The settings of [model.batching] in the hub's form."""
-    default = QueuePolicy(
-        default_timeout=batching.default_timeout_microseconds * 1e-6, max_queue_size=batching.max_queue_size
-    )
+    policies = [batching.queue_policy(level) for level in range(1, max(batching.priority_levels, 1) + 1)]
+    levels = [
+        QueuePolicy(
+            delay=policy.timeout_action == "DELAY",
+            default_timeout=policy.default_timeout_microseconds * 1e-6,
+            allow_timeout_override=policy.allow_timeout_override,
+            max_queue_size=policy.max_queue_size,
+        )
+        for policy in policies
+    ]
     return BatchPolicy(
         max_batch_size=batching.max_batch_size,
         max_queue_delay=batching.max_queue_delay_microseconds * 1e-6,
         preferred=list(batching.preferred_batch_size),
+        split_oversize=batching.oversize == "split",
+        preserve_ordering=batching.preserve_ordering,
         max_queue_bytes=max_queue_bytes,
-        levels=[default],
+        levels=levels,
+        default_level=max(batching.default_priority_level - 1, 0),
     )

@@ -33,6 +33,7 @@ __all__ = [
     "ModelSettings",
     "OutputSettings",
     "ProjectFile",
+    "QueuePolicySettings",
     "RetrainSettings",
     "RolloutSettings",
     "SecuritySettings",
@@ -180,34 +181,78 @@ class LabelSettings(Settings):
     """Rows of requests this close together become mature together: once 95 % are labelled, or past the horizon."""
 
 
+class QueuePolicySettings(Settings):
+    """How requests of one priority wait: Triton's ModelQueuePolicy."""
+
+    timeout_action: Literal["REJECT", "DELAY"] = "REJECT"
+    """What a request gets that waited longer than its timeout: "REJECT" answers DEADLINE_EXCEEDED, "DELAY" puts it
+    behind all others."""
+    default_timeout_microseconds: Annotated[int, Field(ge=0)] = 0
+    """Longest wait of requests that do not say; 0: none."""
+    allow_timeout_override: bool = True
+    """Whether a request's `timeout` parameter takes the default's place."""
+    max_queue_size: Annotated[int, Field(ge=0)] = 4096
+    """Most requests that wait; beyond it they get RESOURCE_EXHAUSTED. 0: any number."""
+
+
 class BatchingSettings(Settings):
     """How rows of waiting requests form one batch. Names as in Triton's model configuration."""
 
     max_batch_size: Count = 256
-    """Most rows of one forward pass; larger requests are split."""
+    """Most rows of one forward pass."""
+    oversize: Literal["split", "refuse"] = "split"
+    """What becomes of a request of more rows: run in pieces and answered as one, or INVALID_ARGUMENT."""
     max_queue_delay_microseconds: Annotated[int, Field(ge=0)] = 0
     """How long a batch may wait to become fuller; 0: never."""
     preferred_batch_size: tuple[Count, ...] = ()
     """Batch sizes that are not waited beyond."""
-    priority_levels: int = 0
-    """Not in this release; must be 0."""
-    max_queue_size: Count = 4096
-    """Most requests that wait; beyond it they get RESOURCE_EXHAUSTED."""
+    preserve_ordering: bool = False
+    """Answer requests in the order in which they came, also across versions and priorities."""
+    priority_levels: Annotated[int, Field(ge=0, le=1000)] = 0
+    """Number of priorities; requests name one in their `priority` parameter, 1 being the most urgent. 0: none."""
+    default_priority_level: Annotated[int, Field(ge=0)] = 0
+    """Priority of requests that name none; needed where there are priorities."""
+    max_queue_size: Annotated[int, Field(ge=0)] = 4096
+    """Most requests that wait (of each priority); beyond it they get RESOURCE_EXHAUSTED. 0: any number."""
     default_timeout_microseconds: Annotated[int, Field(ge=0)] = 0
-    """Deadline of requests without one, from arrival; 0: none."""
-
-    @field_validator("priority_levels")
-    @classmethod
-    def _implemented(cls, value: int) -> int:
-        if value:
-            raise ValueError("priorities are not in this release; expected 0")
-        return value
+    """Longest wait of requests that do not say; 0: none."""
+    timeout_action: Literal["REJECT", "DELAY"] = "REJECT"
+    """What a request gets that waited longer: DEADLINE_EXCEEDED, or a place behind all others."""
+    allow_timeout_override: bool = True
+    """Whether a request's `timeout` parameter takes the default's place."""
+    priority_queue_policy: dict[Scalar, QueuePolicySettings] = {}
+    """Policies of single priorities, by level: `[model.batching.priority_queue_policy.1]`. The others have the one
+    above."""
 
     @model_validator(mode="after")
-    def _preferred_fit(self) -> BatchingSettings:
+    def _consistent(self) -> BatchingSettings:
         if any(size > self.max_batch_size for size in self.preferred_batch_size):
             raise ValueError(f"preferred_batch_size: expected sizes of at most max_batch_size ({self.max_batch_size})")
+        levels = self.priority_levels
+        if levels and not 1 <= self.default_priority_level <= levels:
+            raise ValueError(
+                f"default_priority_level: expected 1 to priority_levels ({levels}), got {self.default_priority_level}"
+            )
+        if not levels and self.default_priority_level:
+            raise ValueError("default_priority_level needs priority_levels")
+        for level in self.priority_queue_policy:
+            if not (level.isascii() and level.isdecimal() and 1 <= int(level) <= levels):
+                raise ValueError(
+                    f"priority_queue_policy: expected levels 1 to priority_levels ({levels}), got {level!r}"
+                )
         return self
+
+    def queue_policy(self, level: int) -> QueuePolicySettings:
+        """The policy of a priority from 1 on; of all requests where there are no priorities."""
+        own = self.priority_queue_policy.get(str(level))
+        if own is not None:
+            return own
+        return QueuePolicySettings(
+            timeout_action=self.timeout_action,
+            default_timeout_microseconds=self.default_timeout_microseconds,
+            allow_timeout_override=self.allow_timeout_override,
+            max_queue_size=self.max_queue_size,
+        )
 
 
 class CaptureSettings(Settings):

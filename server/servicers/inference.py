@@ -19,6 +19,7 @@ from trimtab.server.local_calls import LocalCalls
 from trimtab.server.served import Registry
 from trimtab.server.statistics import Stage, VersionCounts
 from trimtab.server.transport import Call, Handler, Service, service
+from trimtab.store.settings import QueuePolicySettings
 
 __all__ = ["InferenceServicer"]
 
@@ -211,15 +212,25 @@ def _config(engine: Engine, loaded: LoadedVersion) -> pb.ModelConfig:
         dynamic_batching=pb.ModelDynamicBatching(
             preferred_batch_size=batching.preferred_batch_size,
             max_queue_delay_microseconds=batching.max_queue_delay_microseconds,
-            default_queue_policy=pb.ModelQueuePolicy(
-                timeout_action=pb.ModelQueuePolicy.REJECT,
-                default_timeout_microseconds=batching.default_timeout_microseconds,
-                allow_timeout_override=True,
-                max_queue_size=batching.max_queue_size,
-            ),
+            preserve_ordering=batching.preserve_ordering,
+            priority_levels=batching.priority_levels,
+            default_priority_level=batching.default_priority_level,
+            default_queue_policy=_queue_policy(batching.queue_policy(0)),
+            priority_queue_policy={
+                int(level): _queue_policy(policy) for level, policy in batching.priority_queue_policy.items()
+            },
         ),
         instance_group=[pb.ModelInstanceGroup(name=f"{engine.name}_0", kind=kind, count=1)],
         parameters={key: pb.ModelParameter(string_value=value) for key, value in parameters.items() if value},
+    )
+
+
+def _queue_policy(policy: QueuePolicySettings) -> pb.ModelQueuePolicy:
+    return pb.ModelQueuePolicy(
+        timeout_action=pb.ModelQueuePolicy.TimeoutAction.Value(policy.timeout_action),
+        default_timeout_microseconds=policy.default_timeout_microseconds,
+        allow_timeout_override=policy.allow_timeout_override,
+        max_queue_size=policy.max_queue_size,
     )
 
 

@@ -85,7 +85,12 @@ def test_state_paths() -> None:
         ('[server]\ndevice = "tpu"', '[server] device: expected one of "auto", "cpu", "cuda", got "tpu"'),
         (
             "[model.batching]\npriority_levels = 2",
-            "[model.batching] priority_levels: priorities are not in this release; expected 0",
+            "[model.batching] default_priority_level: expected 1 to priority_levels (2), got 0",
+        ),
+        (
+            "[model.batching]\npriority_levels = 2\ndefault_priority_level = 1\n"
+            "[model.batching.priority_queue_policy.3]\nmax_queue_size = 1",
+            "[model.batching] priority_queue_policy: expected levels 1 to priority_levels (2), got '3'",
         ),
         (
             "[model.batching]\npreferred_batch_size = [999]",
