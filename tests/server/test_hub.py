@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 import select
 import threading
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -72,8 +71,8 @@ def values(response: Any, output: int = 0) -> Any:
 
 
 @pytest.fixture
-def bench() -> Iterator[Bench]:
-    yield Bench()
+def bench() -> Bench:
+    return Bench()
 
 
 def test_each_request_gets_its_own_rows_of_every_output(bench: Bench) -> None:
