@@ -1,0 +1,166 @@
+// One I/O thread: its listening sockets, connections, calls, timers and free lists. Nothing here is shared but the
+// mailbox (answers and commands from other threads, behind one lock) and what is atomic.
+//
+// A wake-up: events of the sockets → mailbox → timers → HotTarget::flush, and answers that came at once → each touched
+// connection is flushed, once → events to Python. Connections are destroyed only at the end of one, so that
+// nothing in it can look at one that is gone.
+#pragma once
+
+#include <atomic>
+#include <memory>
+#include <mutex>
+#include <span>
+#include <string_view>
+#include <thread>
+#include <unordered_map>
+#include <vector>
+
+#include "front_bridge.h"
+#include "front_call.h"
+#include "front_limits.h"
+#include "front_timers.h"
+#include "grpc_gzip.h"
+#include "hot_request.h"
+#include "http2_connection.h"
+#include "net_socket.h"
+#include "net_stream.h"
+
+namespace trimtab {
+
+// What threads share: numbers to bound, each written by one thread or by few events.
+struct FrontTotals {
+    struct alignas(64) Share {
+        std::atomic<std::int64_t> bytes{0};
+    };
+    explicit FrontTotals(std::size_t threads) : shares(threads) {}
+    std::vector<Share> shares;
+    std::atomic<std::int64_t> connections{0};
+};
+
+// What a listener offers; shared by the threads, immutable.
+struct Offer {
+    std::vector<Route> routes;
+    std::shared_ptr<StreamFactory> streams;
+};
+
+// A listener as one thread sees it.
+struct LocalListener {
+    std::uint64_t index = 0;
+    std::shared_ptr<const Offer> offer;
+    Descriptor socket;
+    std::vector<std::unique_ptr<LocalRoute>> routes;
+    std::unordered_map<std::string_view, LocalRoute*> paths;
+    std::int64_t open = 0;          // connections
+    std::int64_t resume_at = 0;     // accepting is put off until then; 0: it goes on
+    std::int64_t stop_at = kNever;  // when calls of a stopping listener are ended
+    bool stopping = false;
+    bool stopped = false;  // Python was told
+};
+
+class IoThread final : public Origin {
+  public:
+    IoThread(std::size_t index, const FrontLimits& limits, Bridge& bridge, FrontTotals& totals);
+    ~IoThread() override;  // after join()
+
+    void listen(std::uint64_t index, std::shared_ptr<const Offer> offer, Descriptor socket);  // before start()
+    void start();
+    void join();
+
+    // --- any thread
+    void deliver(std::span<HotRequest* const> requests) noexcept override;
+    void command(std::vector<Command> commands);
+    const std::vector<std::unique_ptr<LocalListener>>& listeners() const { return listeners_; }
+
+    // --- this thread, from its connections
+    const FrontLimits& limits() const { return limits_; }
+    std::int64_t now() const { return now_; }
+    std::vector<std::uint8_t>& input() { return input_; }
+    std::vector<std::uint8_t>& output() { return output_; }
+    std::string& scratch() { return scratch_; }
+    Gzip& gzip() { return gzip_; }
+    TimerWheel& timers() { return timers_; }
+    LinkedList& stalled() { return stalled_; }
+
+    Call& take_call();
+    void give_call(Call& call);
+    HotRequest* take_request(LocalRoute& local);
+    void give_request(LocalRoute* local, HotRequest* request);
+    void submit(LocalRoute& local, HotRequest* request);
+
+    void touch(Connection& connection);       // flush it in this wake-up
+    void read_again(Connection& connection);  // it has more to read than its turn allowed
+    void doom(Connection& connection);        // destroy it at the end of this wake-up
+    void charge(std::int64_t bytes);
+    bool over_budget(std::int64_t more) const;
+    void post(Event event) { events_.push_back(std::move(event)); }
+    std::uint64_t name_call(Call& call);
+    void forget_call(std::uint64_t id) { named_.erase(id); }
+    LinkedList& idle() { return idle_; }
+
+  private:
+    void run();
+    int wait_ms() const;
+    void handle(void* tag);
+    void accept(LocalListener& listener);
+    void adopt(LocalListener& listener, Accepted accepted);
+    void watch(LocalListener& listener);
+    static void* tag(LocalListener& listener);
+    void pause_accepting(LocalListener& listener);
+    bool make_room();
+    void take_mailbox();
+    void handle_commands(std::vector<Command>& commands);
+    void on_call_command(Command& command);
+    void stop_listener(std::uint64_t index, std::int64_t grace);
+    void handle_delivered(HotRequest* request);
+    void deliver_local();
+    void flush_targets();
+    void flush_touched();
+    void expire(Timer& timer);
+    void sweep();
+    void sweep_listeners();
+    void end_listener(const LocalListener& listener);
+    void bury();
+    void tell_idle();
+    void wake();
+
+    const std::uint64_t index_;
+    const FrontLimits limits_;
+    Bridge& bridge_;
+    FrontTotals& totals_;
+    Descriptor epoll_, wake_;
+    std::thread thread_;
+
+    // --- mailbox
+    std::mutex mutex_;
+    HotRequest* delivered_first_ = nullptr;
+    HotRequest* delivered_last_ = nullptr;
+    std::vector<Command> commands_;
+    bool woken_ = false;
+
+    // --- this thread's own
+    std::int64_t now_;
+    std::int64_t next_sweep_ = 0;
+    bool quitting_ = false;
+    bool watching_idle_ = false;
+    std::int64_t bytes_ = 0;
+    std::int64_t under_way_ = 0;  // hot requests that are not home
+    std::uint64_t next_id_ = 0;
+    HotRequest* local_first_ = nullptr;  // delivered on this thread
+    HotRequest* local_last_ = nullptr;
+    std::vector<std::unique_ptr<LocalListener>> listeners_;
+    std::unordered_map<Connection*, std::unique_ptr<Connection>> connections_;
+    std::vector<Connection*> touched_, again_, doomed_;
+    std::vector<LocalRoute*> submitted_;
+    std::vector<std::unique_ptr<Call>> calls_;
+    std::vector<Call*> free_calls_;
+    std::unordered_map<std::uint64_t, Call*> named_;
+    std::vector<Event> events_;
+    std::vector<std::uint8_t> input_, output_;
+    std::string scratch_;
+    Gzip gzip_;
+    TimerWheel timers_;
+    LinkedList stalled_;  // calls with an incomplete message
+    LinkedList idle_;     // connections without calls, the one idle for longest first
+};
+
+}  // namespace trimtab
