@@ -266,6 +266,86 @@ class HotTarget:
     """What serves hot messages in native code, without Python: the hub, the group queue, an echo. Opaque; made by its
     subclasses."""
 
+# The native front: only where HAS_FRONT.
+
+class FrontLimits:
+    """What the native front lets a client take; immutable. Every limit has a safe default: csrc/front_limits.h.
+
+    Sizes in bytes: max_message_bytes, connection_bytes, total_bytes, output_bytes, header_bytes, stream_window,
+    connection_window. Numbers: connections, streams, stream_requests; resets, controls and updates each as
+    X_per_second and X_burst (reset_burst ...). Seconds, 0 for no bound: handshake_seconds, message_seconds,
+    write_seconds, idle_seconds, keepalive_seconds, keepalive_timeout_seconds, age_seconds, age_grace_seconds.
+    Raises TypeError on another name, ValueError on a number out of range.
+    """
+
+    def __init__(self, **limits: float) -> None: ...
+    def asdict(self) -> dict[str, float]: ...
+
+class StreamFactory:
+    """What wraps a connection's bytes (TLS); opaque, made by its subclasses."""
+
+class EchoTarget(HotTarget):
+    """Answers every message with itself: for tests, and as the speed of the front alone."""
+
+    def __init__(self) -> None: ...
+
+class Front:
+    """HTTP/2 and gRPC on `threads` native threads. See csrc/front.h; trimtab.server.transport_native is its only
+    user."""
+
+    def __init__(self, limits: FrontLimits, threads: int = 1) -> None: ...
+    def listen(
+        self,
+        index: int,
+        sockets: Sequence[int],
+        routes: Sequence[tuple[str, str, int, bool, int, HotTarget | None]],
+        streams: StreamFactory | None = None,
+    ) -> None:
+        """Before start(): takes over listening sockets, one a thread or fewer.
+
+        Routes: path, label, kind (0 unary, 1 client stream, 2 server stream, 3 duplex), whether draining waits for it,
+        the number that events name it by, and what serves it natively.
+        """
+
+    def start(self) -> None: ...
+    def fileno(self) -> int:
+        """Readable when there are events."""
+
+    def poll(self) -> list[tuple[Any, ...]]:
+        """All events since the last time.
+
+        (0, call, handler, deadline in monotonic ns or None, metadata, peer, identity, body or None): a call began.
+        (1, call, body): a message of a stream. (2, call, 0): the client has sent all. (3, call, bytes): so much of the
+        call's messages has left. (4, call, 0): the call is over. (5, 0, listener): one thread has closed all of its
+        connections. (6, 0, thread): no hot call is under way there, after watch_idle().
+        """
+
+    def command(self, commands: list[tuple[Any, ...]]) -> None:
+        """(0, call, metadata): initial metadata. (1, call, bytes): a message. (2, call, bytes): so much was read, 64 for
+        each message included. (3, call, status, text, trailing metadata, bytes or None): the end, with an answer."""
+
+    def stop(self, index: int, grace_ns: int) -> None: ...
+    def watch_idle(self) -> None: ...
+    def close(self, seconds: float = 5.0) -> bool:
+        """Ends everything. False: a hot request has not come back in time, and its thread is left behind."""
+
+    def ended(self) -> list[tuple[str, int, int]]:
+        """Hot calls that have ended: label, status, number."""
+
+    def counted(self) -> tuple[int, int]:
+        """Hot calls that draining waits for: under way, ended."""
+
+    @property
+    def threads(self) -> int: ...
+    @property
+    def connections(self) -> int: ...
+    @property
+    def nbytes(self) -> int:
+        """Bytes that calls hold: requests not answered, answers not sent."""
+
+def valid_metadata(name: str, value: bytes) -> bool:
+    """Whether gRPC can carry this as custom metadata."""
+
 class QueuePolicy:
     """How requests of one priority level wait; Triton's ModelQueuePolicy. Times in seconds, sizes in requests (0: any
     number). `delay`: what times out goes behind all others, where it would else be refused."""

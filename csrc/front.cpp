@@ -1,7 +1,11 @@
 #include "front.h"
 
+#include <algorithm>
 #include <map>
+#include <tuple>
 #include <utility>
+
+#include "clock.h"
 
 namespace trimtab {
 namespace {
@@ -16,7 +20,8 @@ Command make_command(CommandKind kind, std::uint64_t id, std::int64_t number) {
 
 }  // namespace
 
-Front::Front(const FrontLimits& limits, std::size_t threads) : totals_(threads) {
+Front::Front(const FrontLimits& limits, std::size_t threads)
+    : bridge_(std::make_shared<Bridge>()), totals_(std::make_shared<FrontTotals>(threads)) {
     for (std::size_t i = 0; i < threads; ++i)
         threads_.push_back(std::make_unique<IoThread>(i, limits, bridge_, totals_));
 }
@@ -43,9 +48,18 @@ void Front::stop(std::uint64_t index, std::int64_t grace) { tell(CommandKind::st
 
 void Front::watch_idle() { tell(CommandKind::watch_idle, 0, 0); }
 
-void Front::close() {
-    if (std::exchange(started_, false)) tell(CommandKind::quit, 0, 0);
-    for (const auto& thread : threads_) thread->join();
+bool Front::close(std::int64_t timeout) {
+    if (!std::exchange(started_, false)) return true;
+    tell(CommandKind::quit, 0, 0);
+    const std::int64_t end = monotonic_ns() + timeout;
+    bool all = true;
+    for (auto& thread : threads_) {
+        if (thread->join(std::max<std::int64_t>(end - monotonic_ns(), 0))) continue;
+        all = false;
+        std::ignore = thread.release();
+    }
+    if (!all) std::erase(threads_, nullptr);
+    return all;
 }
 
 void Front::command(std::vector<Command> commands) {
@@ -95,7 +109,7 @@ std::pair<std::int64_t, std::int64_t> Front::counted() const {
 
 std::int64_t Front::bytes() const {
     std::int64_t sum = 0;
-    for (const auto& share : totals_.shares) sum += share.bytes.load(std::memory_order_relaxed);
+    for (const auto& share : totals_->shares) sum += share.bytes.load(std::memory_order_relaxed);
     return sum;
 }
 

@@ -41,10 +41,12 @@ namespace trimtab {
 
 class Front {
   public:
+    static constexpr std::int64_t kCloseTimeout = 5'000'000'000;
+
     Front(const FrontLimits& limits, std::size_t threads);  // throws std::system_error
     Front(const Front&) = delete;
     Front& operator=(const Front&) = delete;
-    ~Front() { close(); }
+    ~Front() { close(kCloseTimeout); }
 
     // Before start(). One socket a thread, or fewer (the rest do not listen there); all are bound and listening.
     void listen(std::uint64_t index, std::shared_ptr<const Offer> offer, std::vector<Descriptor> sockets);
@@ -52,9 +54,11 @@ class Front {
     // No new calls on a listener; those under way have `grace` ns. Each thread tells by an event when it is done.
     void stop(std::uint64_t index, std::int64_t grace);
     void watch_idle();
-    void close();  // ends all listeners at once and joins the threads
+    // Ends all listeners at once and joins the threads. False: some request has not come back within so many ns; the
+    // thread that waits for it is left behind, with its memory, so that it may still come.
+    bool close(std::int64_t timeout);
 
-    Bridge& bridge() { return bridge_; }
+    Bridge& bridge() { return *bridge_; }
     std::size_t threads() const { return threads_.size(); }
     void command(std::vector<Command> commands);  // sorts them to their threads
 
@@ -65,14 +69,14 @@ class Front {
     };
     std::vector<Ended> ended() const;                       // hot calls
     std::pair<std::int64_t, std::int64_t> counted() const;  // hot calls that draining waits for: under way, ended
-    std::int64_t connections() const { return totals_.connections.load(std::memory_order_relaxed); }
+    std::int64_t connections() const { return totals_->connections.load(std::memory_order_relaxed); }
     std::int64_t bytes() const;
 
   private:
     void tell(CommandKind kind, std::uint64_t id, std::int64_t number);
 
-    Bridge bridge_;
-    FrontTotals totals_;
+    std::shared_ptr<Bridge> bridge_;
+    std::shared_ptr<FrontTotals> totals_;
     std::vector<std::unique_ptr<IoThread>> threads_;
     bool started_ = false;
 };

@@ -2,6 +2,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <cstring>
 #include <memory>
 #include <optional>
 #include <stdexcept>
@@ -12,6 +13,7 @@
 #include "bindings.h"
 #include "front.h"
 #include "front_echo.h"
+#include "grpc_text.h"
 
 namespace py = pybind11;
 
@@ -207,6 +209,10 @@ void bind_front(py::module_& module) {
         .def(py::init(&make_limits))
         .def("asdict", &describe_limits);
 
+    module.def("valid_metadata", [](std::string_view name, const py::bytes& value) {
+        return valid_metadata(name, std::string_view(value));
+    });
+
     py::class_<StreamFactory, std::shared_ptr<StreamFactory>>(module, "StreamFactory",
                                                               "What wraps a connection's bytes.");
 
@@ -227,7 +233,9 @@ void bind_front(py::module_& module) {
         .def("command", &command, py::arg("commands"))
         .def("stop", &Front::stop, py::arg("index"), py::arg("grace_ns"))
         .def("watch_idle", &Front::watch_idle)
-        .def("close", &Front::close, py::call_guard<py::gil_scoped_release>())
+        .def(
+            "close", [](Front& front, double seconds) { return front.close(static_cast<std::int64_t>(seconds * 1e9)); },
+            py::arg("seconds") = 5.0, py::call_guard<py::gil_scoped_release>())
         .def("ended", &ended)
         .def("counted", &Front::counted)
         .def_property_readonly("threads", &Front::threads)

@@ -6,7 +6,9 @@
 #include <algorithm>
 #include <array>
 #include <cerrno>
+#include <chrono>
 
+#include "clock.h"
 #include "net_socket.h"
 
 namespace trimtab {
@@ -27,11 +29,12 @@ void trim(T& buffer) {
 
 }  // namespace
 
-IoThread::IoThread(std::size_t index, const FrontLimits& limits, Bridge& bridge, FrontTotals& totals)
+IoThread::IoThread(std::size_t index, const FrontLimits& limits, std::shared_ptr<Bridge> bridge,
+                   std::shared_ptr<FrontTotals> totals)
     : index_(index),
       limits_(limits),
-      bridge_(bridge),
-      totals_(totals),
+      bridge_(std::move(bridge)),
+      totals_(std::move(totals)),
       epoll_(make_epoll()),
       wake_(make_eventfd()),
       now_(monotonic_ns()),
@@ -45,7 +48,6 @@ IoThread::IoThread(std::size_t index, const FrontLimits& limits, Bridge& bridge,
 }
 
 IoThread::~IoThread() {
-    join();
     connections_.clear();
     for (const auto& listener : listeners_) {
         for (const auto& local : listener->routes) {
@@ -71,11 +73,22 @@ void IoThread::listen(std::uint64_t index, std::shared_ptr<const Offer> offer, D
 }
 
 void IoThread::start() {
-    thread_ = std::thread([this] { run(); });
+    thread_ = std::thread([this] {
+        run();
+        ended_.set_value();
+    });
 }
 
-void IoThread::join() {
-    if (thread_.joinable()) thread_.join();
+bool IoThread::join(std::int64_t timeout) {
+    if (!thread_.joinable()) return true;
+    if (ended_.get_future().wait_for(std::chrono::nanoseconds(timeout)) != std::future_status::ready) {
+        thread_.detach();
+        return false;
+    }
+    thread_.join();
+    // Whoever delivered last may not have returned yet.
+    while (delivering_.load(std::memory_order_acquire) != 0) std::this_thread::yield();
+    return true;
 }
 
 // --- any thread
@@ -91,6 +104,7 @@ void IoThread::deliver(std::span<HotRequest* const> requests) noexcept {
         last = requests.back();
     };
     if (current == this) return add(local_first_, local_last_);
+    delivering_.fetch_add(1, std::memory_order_relaxed);
     bool sleeping = false;
     {
         const std::lock_guard lock(mutex_);
@@ -98,6 +112,7 @@ void IoThread::deliver(std::span<HotRequest* const> requests) noexcept {
         sleeping = !std::exchange(woken_, true);
     }
     if (sleeping) wake();
+    delivering_.fetch_sub(1, std::memory_order_release);  // the last that this thread touches
 }
 
 void IoThread::command(std::vector<Command> commands) {
@@ -133,7 +148,7 @@ void IoThread::run() {
         flush_touched();
         if (watching_idle_) tell_idle();
         bury();
-        bridge_.post(events_);
+        bridge_->post(events_);
     }
     current = nullptr;
 }
@@ -222,7 +237,7 @@ void IoThread::bury() {
         std::erase(touched_, connection);
         std::erase(again_, connection);
         --connection->listener().open;
-        totals_.connections.fetch_sub(1, std::memory_order_relaxed);
+        totals_->connections.fetch_sub(1, std::memory_order_relaxed);
         connections_.erase(connection);
     }
     doomed_.clear();
@@ -291,11 +306,11 @@ void IoThread::submit(LocalRoute& local, HotRequest* request) {
 
 void IoThread::charge(std::int64_t bytes) {
     bytes_ += bytes;
-    totals_.shares[index_].bytes.store(bytes_, std::memory_order_relaxed);
+    totals_->shares[index_].bytes.store(bytes_, std::memory_order_relaxed);
 }
 
 bool IoThread::over_budget(std::int64_t more) const {
-    for (const auto& share : totals_.shares) more += share.bytes.load(std::memory_order_relaxed);
+    for (const auto& share : totals_->shares) more += share.bytes.load(std::memory_order_relaxed);
     return more > limits_.total_bytes;
 }
 

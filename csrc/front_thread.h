@@ -7,6 +7,7 @@
 #pragma once
 
 #include <atomic>
+#include <future>
 #include <memory>
 #include <mutex>
 #include <span>
@@ -59,12 +60,14 @@ struct LocalListener {
 
 class IoThread final : public Origin {
   public:
-    IoThread(std::size_t index, const FrontLimits& limits, Bridge& bridge, FrontTotals& totals);
-    ~IoThread() override;  // after join()
+    IoThread(std::size_t index, const FrontLimits& limits, std::shared_ptr<Bridge> bridge,
+             std::shared_ptr<FrontTotals> totals);
+    ~IoThread() override;  // after a join() that succeeded, or without start()
 
     void listen(std::uint64_t index, std::shared_ptr<const Offer> offer, Descriptor socket);  // before start()
     void start();
-    void join();
+    // Whether the thread has ended within so many ns. Where it has not, it goes on, and this object must stay.
+    bool join(std::int64_t timeout);
 
     // --- any thread
     void deliver(std::span<HotRequest* const> requests) noexcept override;
@@ -125,10 +128,11 @@ class IoThread final : public Origin {
 
     const std::uint64_t index_;
     const FrontLimits limits_;
-    Bridge& bridge_;
-    FrontTotals& totals_;
+    const std::shared_ptr<Bridge> bridge_;
+    const std::shared_ptr<FrontTotals> totals_;
     Descriptor epoll_, wake_;
     std::thread thread_;
+    std::promise<void> ended_;
 
     // --- mailbox
     std::mutex mutex_;
@@ -136,6 +140,7 @@ class IoThread final : public Origin {
     HotRequest* delivered_last_ = nullptr;
     std::vector<Command> commands_;
     bool woken_ = false;
+    std::atomic<int> delivering_{0};
 
     // --- this thread's own
     std::int64_t now_;

@@ -37,12 +37,12 @@ void IoThread::accept(LocalListener& listener) {
 }
 
 void IoThread::adopt(LocalListener& listener, Accepted accepted) {
-    if (totals_.connections.load(std::memory_order_relaxed) >= limits_.connections && !make_room()) return;
+    if (totals_->connections.load(std::memory_order_relaxed) >= limits_.connections && !make_room()) return;
     const int descriptor = accepted.socket.get();
     auto made = std::make_unique<Connection>(*this, listener, listener.offer->streams->make(std::move(accepted.socket)),
                                              std::move(accepted.peer));
     Connection* connection = made.get();
-    totals_.connections.fetch_add(1, std::memory_order_relaxed);
+    totals_->connections.fetch_add(1, std::memory_order_relaxed);
     ++listener.open;
     connections_.emplace(connection, std::move(made));
     epoll_event event{};

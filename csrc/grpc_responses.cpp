@@ -190,8 +190,7 @@ void Connection::submit_trailers_only(Call& call) {
     if (!call.encoding.empty()) fields.push_back(field("grpc-accept-encoding", "identity,gzip"));
     append(fields, call.trailing, texts);
     nghttp2_submit_response(session_, call.stream, fields.data(), fields.size(), nullptr);
-    // The client need not send the rest.
-    if (!call.half_closed) nghttp2_submit_rst_stream(session_, NGHTTP2_FLAG_NONE, call.stream, NGHTTP2_NO_ERROR);
+    stop_client(call);
 }
 
 void Connection::submit_trailers(Call& call) {
@@ -209,7 +208,7 @@ void Connection::submit_trailers(Call& call) {
         append(fields, call.trailing, texts);
         nghttp2_submit_trailer(session_, call.stream, fields.data(), fields.size());
     }
-    if (!call.half_closed) nghttp2_submit_rst_stream(session_, NGHTTP2_FLAG_NONE, call.stream, NGHTTP2_NO_ERROR);
+    stop_client(call);
 }
 
 void Connection::submit_http_error(Call& call, std::string_view status, std::string_view text) {
@@ -218,8 +217,22 @@ void Connection::submit_http_error(Call& call, std::string_view status, std::str
     const std::array<nghttp2_nv, 3> fields{copied(":status", status), copied("content-type", "text/plain"),
                                            copied("x-error", text)};
     nghttp2_submit_response(session_, call.stream, fields.data(), fields.size(), nullptr);
-    if (!call.half_closed) nghttp2_submit_rst_stream(session_, NGHTTP2_FLAG_NONE, call.stream, NGHTTP2_NO_ERROR);
+    stop_client(call);
     thread_.touch(*this);
+}
+
+// The client need not send the rest. A reset that is submitted now would overtake the trailers.
+void Connection::stop_client(const Call& call) {
+    if (!call.half_closed) to_reset_.push_back(call.stream);
+}
+
+bool Connection::submit_resets() {
+    if (to_reset_.empty()) return false;
+    for (const std::int32_t stream : to_reset_) {
+        if (call_of(stream) != nullptr) nghttp2_submit_rst_stream(session_, NGHTTP2_FLAG_NONE, stream, NGHTTP2_NO_ERROR);
+    }
+    to_reset_.clear();
+    return true;
 }
 
 ssize_t Connection::on_pull(Call& call, std::size_t most, std::uint32_t& flags) {

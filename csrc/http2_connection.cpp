@@ -149,7 +149,7 @@ void Connection::flush() {
         if (size == 0 || out.size() >= kFlushBytes) {
             if (!out.empty() && !write(out)) break;
             out.clear();
-            if (size == 0) break;
+            if (size == 0 && !submit_resets()) break;
         }
     }
     if (phase_ != Phase::open) return;

@@ -110,6 +110,8 @@ class Connection : public Link {  // linked while it is idle
     void cut(Call& call, StatusCode status, std::string_view message);
     void enqueue(Call& call, HotRequest* message);
     void drop_output(Call& call);
+    void stop_client(const Call& call);
+    bool submit_resets();
     ssize_t on_pull(Call& call, std::size_t most, std::uint32_t& flags);
     void on_pulled(Call& call, std::span<const std::uint8_t> frame_header, std::size_t bytes);
     void tell_sent(Call& call);
@@ -130,6 +132,7 @@ class Connection : public Link {  // linked while it is idle
     std::string last_path_;
     LocalRoute* last_local_ = nullptr;
 
+    std::vector<std::int32_t> to_reset_;  // answered streams whose clients have not sent all
     std::vector<std::uint8_t> leftover_;  // serialised, and not taken by the socket
     std::size_t leftover_offset_ = 0;
     std::size_t received_ = 0;  // bytes of DATA for which the connection's window is to be given back

@@ -32,11 +32,6 @@ void trim(HubRequest& request) {
 
 }  // namespace
 
-std::int64_t monotonic_ns() {
-    using namespace std::chrono;
-    return duration_cast<nanoseconds>(steady_clock::now().time_since_epoch()).count();
-}
-
 Hub::Hub() { rebuild_table(); }
 
 Hub::~Hub() { clear(StatusCode::unavailable, "the server stops"); }

@@ -28,12 +28,11 @@
 #include <unordered_map>
 #include <vector>
 
+#include "clock.h"
 #include "hot_request.h"
 #include "hub_model.h"
 
 namespace trimtab {
-
-std::int64_t monotonic_ns();
 
 // What take() gives: requests of one model for one version, their rows read. Answered or failed exactly once; a batch
 // that is dropped unanswered fails.

@@ -5,7 +5,6 @@
 #include <netinet/tcp.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
-#include <time.h>
 
 #include <array>
 #include <cerrno>
@@ -33,12 +32,6 @@ std::string describe(const sockaddr_storage& address) {
 }
 
 }  // namespace
-
-std::int64_t monotonic_ns() {
-    timespec now{};
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return static_cast<std::int64_t>(now.tv_sec) * 1'000'000'000 + now.tv_nsec;
-}
 
 Accepted accept_next(int listener) {
     sockaddr_storage address{};

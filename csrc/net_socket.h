@@ -3,14 +3,11 @@
 
 #include <sys/socket.h>
 
-#include <cstdint>
 #include <string>
 
 #include "net_stream.h"
 
 namespace trimtab {
-
-std::int64_t monotonic_ns();
 
 struct Accepted {
     Descriptor socket;

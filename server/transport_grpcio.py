@@ -11,24 +11,18 @@ would share a port.
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
-import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import grpc
 import grpc.aio
-from trimtab.server.errors import ServerError, StartError, status
+from trimtab.server.errors import StartError
 from trimtab.server.transport import Listener, Method, Observer, Service
+from trimtab.server.transport_edge import UNIX, check_free, serialise, translate
 
 __all__ = ["GrpcioTransport"]
-
-_log = logging.getLogger(__name__)
-# gRPC sends the message as a header, and clients bound the size of all headers together (8 KiB by default).
-_MESSAGE_LIMIT = 3000
-_UNIX = "unix:"
 
 
 class GrpcioTransport:
@@ -85,15 +79,15 @@ class GrpcioTransport:
             path.unlink(missing_ok=True)
 
     def _bind(self, server: grpc.aio.Server, address: str) -> str:
-        if not address.startswith(_UNIX):
+        if not address.startswith(UNIX):
             host, _, port = address.rpartition(":")
-            _check_free(host, int(port))
+            check_free(host, int(port))
             self._paths.append(None)
             try:
                 return f"{host}:{server.add_insecure_port(address)}"
             except RuntimeError as error:
                 raise StartError(f"cannot listen on {address}: {error}") from None
-        path = Path(address.removeprefix(_UNIX))
+        path = Path(address.removeprefix(UNIX))
         # Whoever calls this holds the state's lock: a socket that is there was left by a server that died.
         path.unlink(missing_ok=True)
         self._paths.append(path)
@@ -114,14 +108,14 @@ class GrpcioTransport:
     def _handler(self, service: str, method: Method) -> grpc.RpcMethodHandler[Any, Any]:
         label = f"{service.rpartition('.')[2]}/{method.name}"
         deserialise = method.request.FromString if method.request is not None else None
-        serialise = _serialise if method.request is not None else None
+        encode = serialise if method.request is not None else None
         if method.kind == "unary":
-            return grpc.unary_unary_rpc_method_handler(self._single(method, label), deserialise, serialise)
+            return grpc.unary_unary_rpc_method_handler(self._single(method, label), deserialise, encode)
         if method.kind == "client_stream":
-            return grpc.stream_unary_rpc_method_handler(self._single(method, label), deserialise, serialise)
+            return grpc.stream_unary_rpc_method_handler(self._single(method, label), deserialise, encode)
         if method.kind == "server_stream":
-            return grpc.unary_stream_rpc_method_handler(self._stream(method, label), deserialise, serialise)
-        return grpc.stream_stream_rpc_method_handler(self._stream(method, label), deserialise, serialise)
+            return grpc.unary_stream_rpc_method_handler(self._stream(method, label), deserialise, encode)
+        return grpc.stream_stream_rpc_method_handler(self._stream(method, label), deserialise, encode)
 
     def _single(self, method: Method, label: str) -> Callable[[Any, Any], Awaitable[Any]]:
         handler: Any = method.handler
@@ -137,7 +131,7 @@ class GrpcioTransport:
                 code = "CANCELLED"
                 raise
             except Exception as error:
-                code, message = _translate(label, error)
+                code, message = translate(label, error)
                 await context.abort(grpc.StatusCode[code], message)
             finally:
                 self._accepted -= accepted
@@ -161,36 +155,9 @@ class GrpcioTransport:
                 code = "CANCELLED"
                 raise
             except Exception as error:
-                code, text = _translate(label, error)
+                code, text = translate(label, error)
                 await context.abort(grpc.StatusCode[code], text)
             finally:
                 observer(label, code)
 
         return call
-
-
-def _serialise(message: Any) -> bytes:
-    data: bytes = message if isinstance(message, bytes) else message.SerializeToString()
-    return data
-
-
-def _translate(label: str, error: Exception) -> tuple[str, str]:
-    code, message = status(error)
-    if code == "INTERNAL" and not isinstance(error, ServerError):
-        _log.error("%s failed", label, exc_info=error)
-    return code, message if len(message) <= _MESSAGE_LIMIT else message[:_MESSAGE_LIMIT] + "…"
-
-
-def _check_free(host: str, port: int) -> None:
-    """Raises StartError, with the system's reason, where HOST:PORT cannot be listened on."""
-    bare = host.strip("[]")
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            bare, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        with socket.socket(family, kind, protocol) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(address)
-            probe.listen(1)
-    except OSError as error:
-        raise StartError(f"cannot listen on {host}:{port}: {(error.strerror or str(error)).lower()}") from None

@@ -11,12 +11,17 @@ from typing import Any
 import grpc
 import grpc.aio
 import pytest
+from trimtab._native import HAS_FRONT
 from trimtab.protos.v1 import trimtab_pb2 as pb
 from trimtab.server.errors import Draining, InvalidRequest, StartError
 from trimtab.server.transport import Listener, Method, Service, Transport, service
 from trimtab.server.transport_grpcio import GrpcioTransport
 
 TRANSPORTS: dict[str, Callable[..., Transport]] = {"grpcio": GrpcioTransport}
+if HAS_FRONT:
+    from trimtab.server.transport_native import NativeTransport
+
+    TRANSPORTS["native"] = NativeTransport
 
 
 class Echo:

@@ -1,0 +1,17 @@
+// The clock of durations and deadlines.
+#pragma once
+
+#include <time.h>
+
+#include <cstdint>
+
+namespace trimtab {
+
+// ns of CLOCK_MONOTONIC, which is also Python's time.monotonic_ns().
+inline std::int64_t monotonic_ns() {
+    timespec now{};
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return static_cast<std::int64_t>(now.tv_sec) * 1'000'000'000 + now.tv_nsec;
+}
+
+}  // namespace trimtab
