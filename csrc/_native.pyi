@@ -321,8 +321,8 @@ class Front:
         """
 
     def command(self, commands: list[tuple[Any, ...]]) -> None:
-        """(0, call, metadata): initial metadata. (1, call, bytes): a message. (2, call, bytes): so much was read, 64 for
-        each message included. (3, call, status, text, trailing metadata, bytes or None): the end, with an answer."""
+        """(0, call, metadata): initial metadata. (1, call, bytes): a message. (2, call, number): bytes that were read,
+        and 64 for each message. (3, call, status, text, trailing metadata, bytes or None): the end, with an answer."""
 
     def stop(self, index: int, grace_ns: int) -> None: ...
     def watch_idle(self) -> None: ...

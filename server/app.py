@@ -33,7 +33,7 @@ from collections.abc import Awaitable
 
 import torch
 import uvloop
-from trimtab._native import Hub
+from trimtab._native import HAS_FRONT, Hub
 from trimtab.kernels.errors import KernelError
 from trimtab.models.errors import ModelError
 from trimtab.protos.v1 import trimtab_pb2 as pb
@@ -122,8 +122,8 @@ class Server:
     def __init__(self, project: Project, *, as_json: bool = False) -> None:
         """Makes the parts; nothing runs yet. Raises StartError."""
         settings = project.server
-        if settings.transport not in ("auto", "grpcio"):
-            raise StartError(f"transport {settings.transport!r} is not built; use auto or grpcio")
+        if settings.transport == "native" and not HAS_FRONT:
+            raise StartError("transport 'native' was not built; install its libraries and Trimtab again, or use auto")
         self._project = project
         self._settings = settings
         self._as_json = as_json
@@ -144,10 +144,24 @@ class Server:
             self._registry, self._advancer, self._channel, self._supervisor, self._events
         )
         self._metrics = Metrics(self._registry, self._channel, self._lifecycle.trainer_status)
-        self._transport: Transport = GrpcioTransport(
-            max_message_bytes=settings.max_message_bytes, observer=self._metrics.call
-        )
+        self._transport = self._make_transport()
         self._http = HttpServer(self._registry, self._metrics.registry)
+
+    def _make_transport(self) -> Transport:
+        settings, observer = self._settings, self._metrics.call
+        if settings.transport == "grpcio" or not HAS_FRONT:
+            return GrpcioTransport(max_message_bytes=settings.max_message_bytes, observer=observer)
+        # The front is there only where it was built.
+        from trimtab.server.transport_native import NativeTransport
+
+        native = NativeTransport(
+            max_message_bytes=settings.max_message_bytes,
+            observer=observer,
+            io_threads=settings.io_threads,
+            hot={f"/inference.GRPCInferenceService/{name}": self._hub for name in ("ModelInfer", "ModelStreamInfer")},
+        )
+        self._metrics.native_calls = native.calls
+        return native
 
     async def main(self) -> int:
         """Starts, runs until told to stop, stops; ends the process if stopping takes too long. The exit code.

@@ -40,6 +40,8 @@ class Metrics(Collector):
         self._channel = channel
         self._trainer_status = trainer_status
         self._calls: Counter[tuple[str, str]] = Counter()
+        self.native_calls: Callable[[], list[tuple[str, str, int]]] = list
+        """Ended calls that native code counts: method, code, how many."""
         self.registry = CollectorRegistry()
         self.registry.register(self)
         ProcessCollector(registry=self.registry)
@@ -54,9 +56,8 @@ class Metrics(Collector):
         """All of it, as it is now."""
         yield InfoMetricFamily("trimtab", "The server.", value={"version": version("trimtab")})
         yield _gauge("trimtab_ready", "1 while requests are taken.", (), [((), float(self._registry.ready))])
-        yield _counter(
-            "trimtab_calls", "Ended calls by method and gRPC status.", ("method", "code"), dict(self._calls).items()
-        )
+        calls = self._calls + Counter({(method, code): count for method, code, count in self.native_calls()})
+        yield _counter("trimtab_calls", "Ended calls by method and gRPC status.", ("method", "code"), calls.items())
         models = list(self._registry.models.values())
         yield from _serving(models)
         yield from _versions(models)

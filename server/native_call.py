@@ -150,6 +150,6 @@ def _checked(metadata: _Metadata) -> list[tuple[str, bytes]]:
     for name, value in metadata:
         data = value.encode() if isinstance(value, str) else bytes(value)
         if not valid_metadata(name, data):
-            raise ValueError(f"metadata {name!r}: expected a lower-case name and a printable value (any bytes for -bin)")
+            raise ValueError(f"metadata {name!r}: expected a lower-case name and printable text (-bin: any bytes)")
         checked.append((name, data))
     return checked

@@ -251,7 +251,7 @@ class NativeTransport:
 
     def _checked(self, data: bytes) -> bytes:
         if len(data) > self._max_message_bytes:
-            raise _TooLarge(f"an answer of {len(data)} bytes is larger than max_message_bytes, {self._max_message_bytes}")
+            raise _TooLarge(f"an answer of {len(data)} bytes; max_message_bytes is {self._max_message_bytes}")
         return data
 
     # --- commands
@@ -270,12 +270,12 @@ class NativeTransport:
 def _reader(method: Method) -> Callable[[bytes], Any]:
     if method.request is None:
         return bytes
-    parse = method.request.FromString
+    parse, name = method.request.FromString, method.request.DESCRIPTOR.full_name
 
     def read(body: bytes) -> Any:
         try:
             return parse(body)
         except Exception as error:
-            raise _Undecodable(f"not a {method.request.DESCRIPTOR.full_name if method.request else ''}: {error}") from None
+            raise _Undecodable(f"not a {name}: {error}") from None
 
     return read

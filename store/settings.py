@@ -54,7 +54,9 @@ class ServerSettings(Settings):
     http_port: Port = 8002
     """Port of /metrics, /livez and /readyz; 0 takes a free one."""
     transport: Literal["auto", "native", "grpcio"] = "auto"
-    """What speaks HTTP/2: "grpcio", or "auto" for the fastest one that was built. "native" is not in this release."""
+    """What speaks HTTP/2: "native", "grpcio", or "auto" for native where it was built."""
+    io_threads: Annotated[int, Field(ge=1, le=64)] = 1
+    """Threads of the native transport that read and write; each takes a share of the connections."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the models run; "auto" takes the GPU if there is one."""
     max_message_bytes: Annotated[int, Field(ge=1024)] = 67_108_864
@@ -70,13 +72,6 @@ class ServerSettings(Settings):
     max_model_bytes: Annotated[int, Field(ge=0)] = 0
     """Most bytes that the weights and buffers of all loaded versions may take together; what would exceed it is not
     loaded. 0: no limit."""
-
-    @field_validator("transport")
-    @classmethod
-    def _implemented(cls, value: str) -> str:
-        if value == "native":
-            raise ValueError('"native" is not in this release; use "auto" or "grpcio"')
-        return value
 
 
 class SecuritySettings(Settings):

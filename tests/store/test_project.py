@@ -79,8 +79,8 @@ def test_state_paths() -> None:
         ("[model.gate]\nmargin = nan", "[model.gate] margin: expected a number ≥ 0.0, got nan"),
         ("[modle]\nname = 1", "unknown section [modle]; did you mean [model]?"),
         (
-            '[server]\ntransport = "native"',
-            '[server] transport: "native" is not in this release; use "auto" or "grpcio"',
+            '[server]\ntransport = "tornado"',
+            '[server] transport: expected one of "auto", "native", "grpcio", got "tornado"',
         ),
         ('[server]\ndevice = "tpu"', '[server] device: expected one of "auto", "cpu", "cuda", got "tpu"'),
         (
