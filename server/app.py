@@ -46,6 +46,7 @@ from trimtab.server.http import HttpServer
 from trimtab.server.local_calls import LocalCalls
 from trimtab.server.metrics import Metrics
 from trimtab.server.opening import open_model
+from trimtab.server.rest import Rest
 from trimtab.server.runtime import Address, StateLock, admin_path, remove_address, write_address
 from trimtab.server.served import Model, Registry
 from trimtab.server.servicers.drift import DriftServicer
@@ -145,7 +146,14 @@ class Server:
         )
         self._metrics = Metrics(self._registry, self._channel, self._lifecycle.trainer_status)
         self._transport = self._make_transport()
-        self._http = HttpServer(self._registry, self._metrics.registry)
+        self._inference = InferenceServicer(self._registry, self._calls)
+        rest = Rest(
+            self._inference.service(),
+            started=lambda: self._registry.started,
+            max_message_bytes=settings.max_message_bytes,
+            observer=self._metrics.call,
+        )
+        self._http = HttpServer(self._registry, self._metrics.registry, rest)
 
     def _make_transport(self) -> Transport:
         settings, observer = self._settings, self._metrics.call
@@ -218,7 +226,7 @@ class Server:
 
     async def _listen(self) -> tuple[str, str]:
         public = [
-            InferenceServicer(self._registry, self._calls).service(),
+            self._inference.service(),
             FeedbackServicer(self._registry).service(),
             DriftServicer(self._registry).service(),
         ]

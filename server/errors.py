@@ -3,8 +3,11 @@
 ServerError                 INTERNAL
 ├── InvalidRequest          INVALID_ARGUMENT     the message says what was expected and what came
 ├── NotFound                NOT_FOUND            no such model or version
+├── AlreadyExists           ALREADY_EXISTS       the name is taken
 ├── QueueFull               RESOURCE_EXHAUSTED   more waits than max_queue_size (or its bytes) allows; try again later
+├── TooLarge                RESOURCE_EXHAUSTED   a message beyond max_message_bytes
 ├── DeadlinePassed          DEADLINE_EXCEEDED    its time was over before it was computed; the work was not done
+├── Disconnected            CANCELLED            the client went away
 ├── Draining                UNAVAILABLE          the server is starting or stopping; try another one
 ├── Denied                  PERMISSION_DENIED    this caller may not do that
 ├── Unfit                   FAILED_PRECONDITION  a version that must not serve, and why
@@ -23,9 +26,11 @@ from typing import ClassVar
 from trimtab._native import WireError
 
 __all__ = [
+    "AlreadyExists",
     "BatchFailed",
     "DeadlinePassed",
     "Denied",
+    "Disconnected",
     "Draining",
     "InvalidRequest",
     "NoTrainer",
@@ -33,6 +38,7 @@ __all__ = [
     "QueueFull",
     "ServerError",
     "StartError",
+    "TooLarge",
     "Unfit",
     "Unsupported",
     "error_of",
@@ -59,10 +65,28 @@ class NotFound(ServerError):
     code = "NOT_FOUND"
 
 
+class AlreadyExists(ServerError):
+    """There is one of that name."""
+
+    code = "ALREADY_EXISTS"
+
+
 class QueueFull(ServerError):
     """As much waits as may."""
 
     code = "RESOURCE_EXHAUSTED"
+
+
+class TooLarge(ServerError):
+    """A message is larger than any may be."""
+
+    code = "RESOURCE_EXHAUSTED"
+
+
+class Disconnected(ServerError):
+    """Nobody waits for an answer any more."""
+
+    code = "CANCELLED"
 
 
 class DeadlinePassed(ServerError):

@@ -1,4 +1,4 @@
-"""The HTTP side, on a port of its own, in the same asyncio loop: /metrics, /livez and /readyz."""
+"""The HTTP side, on a port of its own, in the same asyncio loop: REST v2 under /v2, /metrics, /livez and /readyz."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ import uvicorn
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 from trimtab.server.errors import StartError
+from trimtab.server.rest import Rest, refuse_path
 from trimtab.server.served import Registry
 
 __all__ = ["HttpServer"]
@@ -23,16 +25,23 @@ __all__ = ["HttpServer"]
 class HttpServer:
     """`startup`, then it answers until `shutdown`."""
 
-    def __init__(self, registry: Registry, metrics: CollectorRegistry) -> None:
+    def __init__(self, registry: Registry, metrics: CollectorRegistry, rest: Rest) -> None:
         self._registry = registry
         self._metrics = metrics
         routes = [
             Route("/metrics", self._render, methods=["GET"]),
             Route("/livez", self._live, methods=["GET"]),
             Route("/readyz", self._ready, methods=["GET"]),
+            *rest.routes(),
         ]
         config = uvicorn.Config(
-            Starlette(routes=routes), log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=1
+            Starlette(routes=routes, exception_handlers={HTTPException: refuse_path}),
+            http="h11",
+            ws="none",
+            log_config=None,
+            access_log=False,
+            lifespan="off",
+            timeout_graceful_shutdown=1,
         )
         self._server = _Server(config)
         self._task: asyncio.Task[None] | None = None
