@@ -16,6 +16,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 from trimtab.server.errors import StartError
+from trimtab.server.http_connection import Connection
 from trimtab.server.rest import Rest, refuse_path
 from trimtab.server.served import Registry
 
@@ -36,7 +37,7 @@ class HttpServer:
         ]
         config = uvicorn.Config(
             Starlette(routes=routes, exception_handlers={HTTPException: refuse_path}),
-            http="h11",
+            http=Connection,
             ws="none",
             log_config=None,
             access_log=False,

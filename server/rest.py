@@ -17,7 +17,7 @@ import asyncio
 import contextlib
 import json
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, ParamSpec, TypeVar
 
 from google.protobuf.message import Message
@@ -208,7 +208,10 @@ class Rest:
                 code, message = status(error)
                 if code == "INTERNAL" and not isinstance(error, ServerError):
                     _log.error("REST %s failed", method, exc_info=error)
-                return error_response(413 if isinstance(error, TooLarge) else HTTP_STATUS.get(code, 500), message)
+                if isinstance(error, TooLarge):
+                    # The rest of its body is not read.
+                    return error_response(413, message, {"connection": "close"})
+                return error_response(HTTP_STATUS.get(code, 500), message)
             finally:
                 self._observer(f"REST/{method}", code)
 
@@ -257,9 +260,9 @@ class Rest:
                     await task
 
 
-def error_response(number: int, message: str) -> Response:
+def error_response(number: int, message: str, headers: Mapping[str, str] | None = None) -> Response:
     """An error as the protocol has it."""
-    return _json({"error": message}, number)
+    return _json({"error": message}, number, headers)
 
 
 async def refuse_path(request: Request, error: Exception) -> Response:
@@ -269,12 +272,8 @@ async def refuse_path(request: Request, error: Exception) -> Response:
     if not (path == "/v2" or path.startswith("/v2/")):
         return Response(f"{error.detail}\n", error.status_code, error.headers, "text/plain")
     missing = error.status_code == 404
-    response = error_response(
-        error.status_code, f"no path {path!r} in the protocol" if missing else f"{request.method} is not for {path!r}"
-    )
-    for name, value in (error.headers or {}).items():
-        response.headers[name] = value
-    return response
+    message = f"no path {path!r} in the protocol" if missing else f"{request.method} is not for {path!r}"
+    return error_response(error.status_code, message, error.headers)
 
 
 async def _maybe_aside(size: int, work: Callable[P, T], *arguments: P.args, **options: P.kwargs) -> T:
@@ -283,9 +282,9 @@ async def _maybe_aside(size: int, work: Callable[P, T], *arguments: P.args, **op
     return await asyncio.to_thread(work, *arguments, **options)
 
 
-def _json(value: Any, number: int = 200) -> Response:
+def _json(value: Any, number: int = 200, headers: Mapping[str, str] | None = None) -> Response:
     text = json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode()
-    return Response(text, number, media_type="application/json")
+    return Response(text, number, headers, "application/json")
 
 
 def _header_length(request: Request) -> int | None:

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from starlette.types import Receive
-from trimtab.server.errors import Disconnected, InvalidRequest, QueueFull, TooLarge, Unsupported
+from trimtab.server.errors import Disconnected, InvalidRequest, QueueFull, TooLarge
 
 __all__ = ["Bodies", "compress", "disconnected"]
 
@@ -60,10 +60,10 @@ class _Reader:
         self.held = 0
 
     async def read(self, receive: Receive, headers: Mapping[str, str]) -> bytes:
-        """The whole body, decompressed. Raises TooLarge, QueueFull, InvalidRequest, Unsupported, Disconnected."""
+        """The whole body, decompressed. Raises TooLarge, QueueFull, InvalidRequest, Disconnected."""
         encoding = headers.get("content-encoding", "identity").strip().lower()
         if encoding not in ("identity", "", *_WINDOWS):
-            raise Unsupported(f"Content-Encoding {encoding!r}: expected gzip, deflate or identity")
+            raise InvalidRequest(f"Content-Encoding {encoding!r}: expected gzip, deflate or identity")
         announced = headers.get("content-length", "0")
         if announced.isdecimal() and int(announced) > self._most:
             raise self._too_large(announced)

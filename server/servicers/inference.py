@@ -249,6 +249,9 @@ def _statistics(name: str, number: int, counts: VersionCounts, loaded: LoadedVer
             compute_input=_duration(counts.input),
             compute_infer=_duration(counts.infer),
             compute_output=_duration(counts.output),
+            # There is no cache of answers.
+            cache_hit=pb.StatisticDuration(),
+            cache_miss=pb.StatisticDuration(),
         ),
         batch_stats=[
             pb.InferBatchStatistics(
