@@ -493,8 +493,15 @@ class Hub(HotTarget):
     def close(self) -> None:
         """Batches form without waiting for company from now on."""
 
-    def clear(self, status: int, message: str) -> None:
-        """Answers all that waits with a gRPC status."""
+    def clear(self, status: int, message: str, model: str = "") -> None:
+        """Answers all that waits, or all that waits for one model, with a gRPC status."""
+
+    def pause(self, name: str, status: int, message: str = "") -> None:
+        """Refuses the model's new requests with a gRPC status, until that is 0; what was admitted is computed.
+        ValueError without such a model."""
+
+    def in_flight(self, name: str) -> int:
+        """The model's batches that were taken and not answered. ValueError without such a model."""
 
     def statistics(self, name: str) -> dict[str, Any]:
         """A copy of a model's counters: see trimtab.server.statistics."""

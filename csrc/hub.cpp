@@ -95,6 +95,19 @@ void Hub::install(const std::string& name, std::uint32_t live, std::vector<std::
     arrived_.notify_all();
 }
 
+void Hub::pause(const std::string& name, StatusCode status, std::string message) {
+    Model& chosen = model(name);
+    const std::lock_guard guard(lock_);
+    chosen.paused = status;
+    chosen.paused_message = std::move(message);
+}
+
+std::uint32_t Hub::in_flight(const std::string& name) {
+    Model& chosen = model(name);
+    const std::lock_guard guard(lock_);
+    return chosen.in_flight;
+}
+
 std::size_t Hub::waiting(const std::string& name) {
     Model& chosen = model(name);
     const std::lock_guard guard(lock_);
@@ -177,6 +190,7 @@ void Hub::admit(HubRequest& request) {
     if (model.removed) {
         throw Refused{StatusCode::not_found, Dropped::not_found, "model " + quote(model.name) + " was unloaded"};
     }
+    if (model.paused != StatusCode::ok) throw Refused{model.paused, Dropped::unavailable, model.paused_message};
     if (model.live == 0) {
         throw Refused{StatusCode::not_found, Dropped::not_found, "model " + quote(model.name) + " has no version yet"};
     }
@@ -559,11 +573,12 @@ void Hub::close() {
     arrived_.notify_all();
 }
 
-void Hub::clear(StatusCode status, const std::string& message) {
+void Hub::clear(StatusCode status, const std::string& message, const std::string& name) {
     std::vector<HubRequest*> gone;
     {
         const std::lock_guard guard(lock_);
         for (Model* model : serving_) {
+            if (!name.empty() && model->name != name) continue;
             for (Waiting* place : model->queue.clear()) gone.push_back(&request_of(*place));
         }
     }

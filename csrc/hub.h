@@ -68,6 +68,9 @@ class Hub final : public HotTarget, public std::enable_shared_from_this<Hub> {
     // Throws std::invalid_argument where there is no such model.
     void install(const std::string& name, std::uint32_t live, std::vector<std::uint32_t> loaded,
                  const std::unordered_map<std::string, std::uint32_t>& aliases);
+    // New requests of the model are refused with this, until it is `ok` again; what was admitted is computed. Throws
+    // std::invalid_argument where there is no such model.
+    void pause(const std::string& name, StatusCode status, std::string message);
     void set_draining(bool draining) { draining_.store(draining, std::memory_order_relaxed); }
     Model& model(const std::string& name);  // throws std::invalid_argument
     std::size_t waiting(const std::string& name);
@@ -88,8 +91,9 @@ class Hub final : public HotTarget, public std::enable_shared_from_this<Hub> {
     void wake();
     // Batches form without waiting for company from now on, and take() ends when nothing waits.
     void close();
-    // Answers all that waits.
-    void clear(StatusCode status, const std::string& message);
+    // Answers all that waits, or all that waits for one model.
+    void clear(StatusCode status, const std::string& message, const std::string& name = {});
+    std::uint32_t in_flight(const std::string& name);  // batches taken and not answered
 
   private:
     struct Table {

@@ -290,8 +290,17 @@ void bind_hub(py::module_& module) {
         .def("close", &Hub::close, Released())
         .def(
             "clear",
-            [](Hub& hub, int status, const std::string& message) { hub.clear(static_cast<StatusCode>(status), message); },
-            py::arg("status"), py::arg("message"), Released())
+            [](Hub& hub, int status, const std::string& message, const std::string& model) {
+                hub.clear(static_cast<StatusCode>(status), message, model);
+            },
+            py::arg("status"), py::arg("message"), py::arg("model") = "", Released())
+        .def(
+            "pause",
+            [](Hub& hub, const std::string& name, int status, std::string message) {
+                hub.pause(name, static_cast<StatusCode>(status), std::move(message));
+            },
+            py::arg("name"), py::arg("status"), py::arg("message") = "", Released())
+        .def("in_flight", &Hub::in_flight, py::arg("name"), Released())
         .def("statistics", &statistics_of, py::arg("name"));
 }
 

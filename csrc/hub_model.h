@@ -73,6 +73,8 @@ class Model final : public Versions {
     std::uint32_t live = 0;  // 0: nothing serves yet
     std::vector<std::uint32_t> loaded;
     bool removed = false;
+    StatusCode paused = StatusCode::ok;  // other than ok: what new requests are refused with
+    std::string paused_message;
     std::uint32_t in_flight = 0;   // batches taken and not answered
     std::uint32_t instances = 1;   // most of these at a time
     std::int64_t used_ns = 0;      // device time, for fairness between models

@@ -158,6 +158,13 @@ class TensorVersion:
         }
         return self.call(inputs, end - start)
 
+    def run_in_parts(self, slab: TensorSlab, most: int) -> list[NDArray[Any]]:
+        """As `run` on all rows, at most so many at a time."""
+        if slab.rows <= most:
+            return self.run(slab)
+        parts = [self.run(slab, None, start, min(start + most, slab.rows)) for start in range(0, slab.rows, most)]
+        return [np.concatenate(arrays) for arrays in zip(*parts, strict=True)]
+
     def call(self, inputs: Mapping[str, Any], rows: int) -> list[NDArray[Any]]:
         """As `run`, on tensors (BYTES: NumPy arrays of bytes) by name."""
         with torch.inference_mode():
@@ -303,17 +310,26 @@ def _value(slab: TensorSlab, position: int, datatype: str, start: int, stop: int
 def _checked(spec: Spec, value: Any, rows: int) -> NDArray[Any]:
     name, datatype, dims = spec
     expected = f"output {name!r}: expected {datatype} [{', '.join(map(str, ('n', *dims)))}]"
+    if datatype == "BYTES":
+        texts = np.array(value, object) if isinstance(value, list | tuple | np.ndarray) else np.empty((), object)
+        if not _fits(texts.shape, rows, dims) or not all(isinstance(text, bytes | str) for text in texts.flat):
+            raise CodeError(f"{expected} of bytes or text, the model gives {_kind(value)} {list(texts.shape)}")
+        return texts
     if isinstance(value, np.ndarray):
         value = torch.from_numpy(np.ascontiguousarray(value))
     if not isinstance(value, torch.Tensor):
         raise CodeError(f"{expected}, the model gives {_kind(value)}")
     shape = tuple(value.shape)
-    fits = len(shape) == len(dims) + 1 and all(d in (-1, s) for d, s in zip((rows, *dims), shape, strict=True))
-    if value.dtype != DTYPES[datatype] or not fits:
+    if value.dtype != DTYPES[datatype] or not _fits(shape, rows, dims):
         gives = f"{_NAMES.get(value.dtype, str(value.dtype))} {list(shape)}"
         raise CodeError(f"{expected}, the model gives {gives} for {rows} row{'s' * (rows != 1)}")
-    array: NDArray[Any] = value.detach().cpu().contiguous().numpy()
+    value = value.detach().cpu().contiguous()
+    array: NDArray[Any] = (value.view(torch.uint16) if datatype == "BF16" else value).numpy()
     return array
+
+
+def _fits(shape: tuple[int, ...], rows: int, dims: tuple[int, ...]) -> bool:
+    return len(shape) == len(dims) + 1 and all(d in (-1, s) for d, s in zip((rows, *dims), shape, strict=True))
 
 
 @contextlib.contextmanager

@@ -35,7 +35,7 @@ class Advancer:
         """Returns the number of rows sealed, when the trainer has dealt with all of it. Raises Draining, StoreError."""
         rows = await self.seal(models)
         if self._channel.enabled:
-            commands = [self._send(model, data_time_us) for model in models]
+            commands = [self._send(model, data_time_us) for model in models if model.settings.retrainable]
             for command in commands:
                 await command.done
         return rows
@@ -54,15 +54,24 @@ class Advancer:
     async def announce(self) -> None:
         """Tells the trainer of news, until cancelled."""
         async with asyncio.TaskGroup() as group:
-            for model in self._registry.models.values():
-                # What came before the server was last stopped may not be dealt with yet.
-                model.news.set()
-                group.create_task(self._announce(model))
+            known: list[Model] = []
+            while True:
+                known = [model for model in known if self._registry.models.get(model.name) is model]
+                for model in self._registry.models.values():
+                    if model not in known and model.settings.retrainable:
+                        # What came before the server was last stopped may not be dealt with yet.
+                        model.news.set()
+                        group.create_task(self._announce(model))
+                        known.append(model)
+                await self._registry.changed.wait()
+                self._registry.changed.clear()
 
     async def _announce(self, model: Model) -> None:
         while True:
             await model.news.wait()
             model.news.clear()
+            if self._registry.models.get(model.name) is not model:
+                return  # it was unloaded
             with contextlib.suppress(ServerError):
                 await self._send(model, now_us()).done
             await asyncio.sleep(_SECONDS_BETWEEN)

@@ -44,8 +44,10 @@ from trimtab.server.errors import ServerError, StartError
 from trimtab.server.events import EventBus
 from trimtab.server.http import HttpServer
 from trimtab.server.local_calls import LocalCalls
+from trimtab.server.memory import ModelMemory
 from trimtab.server.metrics import Metrics
-from trimtab.server.opening import open_model
+from trimtab.server.opening import close_model, open_model
+from trimtab.server.repository import Repository
 from trimtab.server.rest import Rest
 from trimtab.server.runtime import Address, StateLock, admin_path, remove_address, write_address
 from trimtab.server.served import Model, Registry
@@ -54,6 +56,7 @@ from trimtab.server.servicers.feedback import FeedbackServicer
 from trimtab.server.servicers.health import Health, reflection
 from trimtab.server.servicers.inference import InferenceServicer
 from trimtab.server.servicers.lifecycle import LifecycleServicer
+from trimtab.server.servicers.model_control import ModelControl
 from trimtab.server.supervisor import Supervisor
 from trimtab.server.transport import Listener, Service, Transport
 from trimtab.server.transport_grpcio import GrpcioTransport
@@ -138,6 +141,15 @@ class Server:
         self._hub = Hub()
         self._calls = LocalCalls(self._hub)
         self._compute = ComputeThread(self._device, settings.threads, self._hub)
+        self._memory = ModelMemory(settings.max_model_bytes)
+        self._repository = Repository(
+            project,
+            self._registry,
+            self._events,
+            open_model=self._open,
+            on_change=self._on_model_change,
+            unload_seconds=settings.drain_seconds,
+        )
         self._channel = TrainerChannel(self._on_report, enabled=settings.trainer and not _switched_off())
         self._supervisor = Supervisor(project.directory, project.state / "trainer.log", self._channel, self._events)
         self._advancer = Advancer(self._registry, self._compute, self._channel)
@@ -146,7 +158,8 @@ class Server:
         )
         self._metrics = Metrics(self._registry, self._channel, self._lifecycle.trainer_status)
         self._transport = self._make_transport()
-        self._inference = InferenceServicer(self._registry, self._calls)
+        everybody = project.security.model_control == "everywhere"
+        self._inference = InferenceServicer(self._registry, self._calls, self._control(everybody))
         rest = Rest(
             self._inference.service(),
             started=lambda: self._registry.started,
@@ -204,8 +217,7 @@ class Server:
         settings = self._settings
         torch.set_num_threads(settings.threads)
         http = await self._http.startup(settings.host, settings.http_port)
-        for model in self._project.models:
-            await self._open(model)
+        await self._repository.startup()
         self._compute.startup(self._registry.engines)
         grpc, admin = await self._listen()
         write_address(self._project.state, Address(os.getpid(), grpc, http, admin))
@@ -219,10 +231,20 @@ class Server:
                 self._announcements.add_done_callback(_log_failure)
         self._say_ready(grpc, http, admin)
 
-    async def _open(self, settings: ModelSettings) -> None:
-        model = open_model(self._project, settings, compute=self._compute, events=self._events, on_drift=self._on_drift)
-        self._registry.add(model)
-        await asyncio.to_thread(model.swap.startup)
+    def _open(self, project: Project, settings: ModelSettings) -> Model:
+        return open_model(
+            project,
+            settings,
+            compute=self._compute,
+            memory=self._memory,
+            events=self._events,
+            on_drift=self._on_drift,
+        )
+
+    def _on_model_change(self, model: Model) -> None:
+        # The trainer knows the models of the trimtab.toml that it started with.
+        if model.settings.retrainable and self._channel.enabled:
+            self._supervisor.renew()
 
     async def _listen(self) -> tuple[str, str]:
         public = [
@@ -233,10 +255,13 @@ class Server:
         path = admin_path(self._project.state)
         listeners = [
             self._listener(f"{self._settings.host}:{self._settings.grpc_port}", public),
-            self._listener(f"unix:{path}", [self._lifecycle.service()]),
+            self._listener(f"unix:{path}", [self._lifecycle.service(), self._control(True).service()]),
         ]
         grpc, _ = await self._transport.start(listeners)
         return grpc, str(path)
+
+    def _control(self, allowed: bool) -> ModelControl:
+        return ModelControl(self._registry, self._repository, allowed=allowed)
 
     def _listener(self, address: str, services: list[Service]) -> Listener:
         """A listener with its services, their health and their reflection."""
@@ -290,7 +315,7 @@ class Server:
             await asyncio.wait([self._announcements])
         done &= await asyncio.to_thread(self._compute.shutdown, left())
         for model in self._registry.models.values():
-            done &= await _in_time(asyncio.to_thread(_close, model), left(), f"closing model {model.name}")
+            done &= await _in_time(asyncio.to_thread(close_model, model), left(), f"closing model {model.name}")
         if self._channel.enabled:
             if self._channel.attending:
                 self._channel.send(pb.TrainerCommand(shutdown=pb.ShutdownCommand()))
@@ -341,17 +366,6 @@ class _Countdown:
 
     def __call__(self) -> float:
         return max(_MOMENT, self._end - time.monotonic())
-
-
-def _close(model: Model) -> None:
-    """Everything that was accepted goes to disk. What one part cannot do keeps the others from nothing."""
-    parts = [model.captures, model.labels, model.drift, model.swap]
-    for part in parts:
-        try:
-            if part is not None:
-                part.close()
-        except StoreError as error:
-            _log.error("model %s: %s", model.name, error)
 
 
 def _device(name: str) -> str:

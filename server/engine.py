@@ -15,16 +15,19 @@ everything that was answered goes through the compute thread first (ComputeThrea
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
-from trimtab._native import Batch, BatchPolicy, Hub, QueuePolicy, Slab
+from trimtab._native import Batch, BatchPolicy, Hub, QueuePolicy, Schema, Slab, TensorSchema, TensorSlab
 from trimtab.kernels.sketch import Sketch
-from trimtab.models.tasks import Task
+from trimtab.models.loading import Version, inputs_of, outputs_of
+from trimtab.models.tensors import TensorVersion
 from trimtab.models.version import LoadedVersion
 from trimtab.server.errors import NotFound, status_number
 from trimtab.server.keeping import Capture, ClosedWindow, Keeper
@@ -34,14 +37,15 @@ from trimtab.store.settings import BatchingSettings, ModelSettings
 __all__ = ["Engine", "Table", "batch_policy"]
 
 _log = logging.getLogger(__name__)
+_LOOK_SECONDS = 0.002
 
 
 @dataclass(frozen=True, slots=True)
 class Table:
     """Which versions are loaded, and which aliases stand for which of them. Replaced as a whole."""
 
-    live: LoadedVersion
-    loaded: Mapping[int, LoadedVersion]
+    live: Version
+    loaded: Mapping[int, Version]
     aliases: Mapping[str, int] = field(default_factory=dict)
 
 
@@ -61,19 +65,21 @@ class Engine:
         window."""
         self.settings = settings
         self.name = settings.name
-        self.schema = settings.request_schema()
+        self.schema: Schema | TensorSchema
+        self.keeper: Keeper | None = None
+        """None for a model that takes tensors: nothing of its rows is kept."""
+        if settings.takes_tensors:
+            self.schema = settings.tensor_schema()
+        else:
+            self.schema = settings.request_schema()
+            self.keeper = Keeper(self.schema, settings.drift.window_rows, capture, on_window)
+        self.inputs, self.outputs = inputs_of(settings), outputs_of(settings)
+        """(name, datatype, dimensions after the rows) of each tensor."""
         self.policy = settings.batching
-        self.keeper = Keeper(self.schema, settings.drift.window_rows, capture, on_window)
         self._hub = hub
         self._table: Table | None = None
         self._before: Table | None = None
-        outputs = Task.of(settings.task, settings.classes, settings.positive).outputs()
-        hub.add_model(
-            self.name,
-            self.schema,
-            [(name, datatype, [width]) for name, datatype, width in outputs],
-            batch_policy(settings.batching, max_queue_bytes),
-        )
+        hub.add_model(self.name, self.schema, self.outputs, batch_policy(settings.batching, max_queue_bytes))
 
     # --- any thread
 
@@ -99,14 +105,34 @@ class Engine:
         """What the model has done since the server started; a copy."""
         return ModelCounts.of(self._hub.statistics(self.name))
 
-    def install(
-        self, live: LoadedVersion, loaded: Mapping[int, LoadedVersion], aliases: Mapping[str, int] | None = None
-    ) -> None:
+    @property
+    def recent(self) -> Slab | None:
+        """A copy of some rows served lately, where rows are kept."""
+        return self.keeper.recent if self.keeper is not None else None
+
+    def install(self, live: Version, loaded: Mapping[int, Version], aliases: Mapping[str, int] | None = None) -> None:
         """From the next batch on, `live` answers; `loaded` may be asked for by number or alias. Called by the swap
         alone."""
         names = dict(aliases or {})
         self._before, self._table = self._table, Table(live, MappingProxyType(dict(loaded)), MappingProxyType(names))
         self._hub.install(self.name, live.number, sorted({live.number, *loaded}), names)
+
+    async def leave(self, timeout: float) -> bool:
+        """Has the hub refuse new requests, and returns when those that it has are answered; False where that took too
+        long."""
+        gone = status_number(NotFound(""))
+        self._hub.pause(self.name, gone, f"model {self.name!r} was unloaded")
+        end = time.monotonic() + timeout
+        while self._hub.waiting(self.name) or self._hub.in_flight(self.name):
+            if time.monotonic() > end:
+                return False
+            # The hub has no event for this; it ends within a batch or two.
+            await asyncio.sleep(_LOOK_SECONDS)
+        return True
+
+    def close(self) -> None:
+        """Takes the model out of the hub; what still waits is answered NOT_FOUND."""
+        self._hub.remove_model(self.name)
 
     # --- the compute thread
 
@@ -115,7 +141,12 @@ class Engine:
         try:
             version = self._version(batch.version)
             slab = batch.slab
+            if isinstance(version, TensorVersion):
+                assert isinstance(slab, TensorSlab)
+                batch.answer(version.weights, version.run_in_parts(slab, self.policy.max_batch_size))
+                return
             assert isinstance(slab, Slab)
+            assert self.keeper is not None
             sketch = self.keeper.sketch(version, self.table.live)
             predictions = self._predict(version, slab, sketch)
             batch.answer(version.weights, [predictions])
@@ -132,7 +163,7 @@ class Engine:
             # The requests are answered; that their rows are lost is for the log.
             _log.exception("model %s: rows of a batch could not be kept", self.name)
 
-    def _version(self, number: int) -> LoadedVersion:
+    def _version(self, number: int) -> Version:
         for table in (self._table, self._before):
             if table is not None:
                 version = table.live if table.live.number == number else table.loaded.get(number)

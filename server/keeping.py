@@ -77,7 +77,7 @@ class Keeper:
         self._window: _Window | None = None
         self._until_recent = 0
 
-    def sketch(self, version: LoadedVersion, live: LoadedVersion) -> Sketch | None:
+    def sketch(self, version: LoadedVersion, live: object) -> Sketch | None:
         """What a batch of this version is to be counted in: only the live version's predictions are watched."""
         if self._on_window is None or version is not live:
             return None

@@ -1,7 +1,8 @@
 """What a candidate must show before it may be staged: that it is for these requests, and answers numbers.
 
 Runs on rows served lately, where there are any, and on made-up ones: zeros, ones, everything missing, categories that
-nobody has seen, and random numbers of ordinary size. Warming runs every batch size that serving can form, so that the
+nobody has seen, and random numbers of ordinary size. A version that takes tensors was checked against trimtab.toml when
+it was loaded, and may answer what it likes. Warming runs every batch size that serving can form, so that the
 first requests after a swap do not pay for allocations and kernels chosen late.
 """
 
@@ -12,7 +13,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from trimtab._native import Schema, Slab
+from trimtab._native import Schema, Slab, TensorSchema
+from trimtab.models.loading import Version
+from trimtab.models.tensors import TensorVersion
 from trimtab.models.version import LoadedVersion, missing_rows
 from trimtab.server.errors import Unfit
 
@@ -36,8 +39,10 @@ def batch_sizes(most: int) -> list[int]:
     return [*range(1, min(most, _EVERY_SIZE_UP_TO) + 1), *large, *([most] if most > _EVERY_SIZE_UP_TO else [])]
 
 
-def check_like(candidate: LoadedVersion, schema: Schema, live: LoadedVersion | None) -> None:
+def check_like(candidate: Version, schema: Schema | TensorSchema, live: Version | None) -> None:
     """Raises Unfit unless the candidate takes and gives what clients send and expect."""
+    if isinstance(candidate, TensorVersion) or isinstance(schema, TensorSchema) or isinstance(live, TensorVersion):
+        return
     ours, theirs = _fields(schema), _fields(candidate.program.schema)
     if ours != theirs:
         different = [f"{a} instead of {b}" for a, b in zip(theirs, ours, strict=False) if a != b]
@@ -53,8 +58,10 @@ def check_like(candidate: LoadedVersion, schema: Schema, live: LoadedVersion | N
         )
 
 
-def check_finite(candidate: LoadedVersion, recent: Slab | None) -> None:
+def check_finite(candidate: Version, recent: Slab | None) -> None:
     """Raises Unfit where a prediction on recent or made-up rows is NaN or infinite."""
+    if isinstance(candidate, TensorVersion):
+        return
     probes = [("rows of missing values", missing_rows(candidate.program, 3))]
     probes.append(("made-up rows", synthetic_rows(candidate.program.schema)))
     if recent is not None and recent.rows:
@@ -66,8 +73,10 @@ def check_finite(candidate: LoadedVersion, recent: Slab | None) -> None:
             raise Unfit(f"version {candidate.number}: {wrong} of {slab.rows} predictions on {what} are NaN or infinite")
 
 
-def measure(candidate: LoadedVersion, most: int) -> Latency:
+def measure(candidate: Version, most: int) -> Latency:
     """Times one row and a full batch, on made-up rows."""
+    if isinstance(candidate, TensorVersion):
+        return Latency(candidate.measure(1), candidate.measure(most))
     full = Slab(candidate.program.schema)
     made = synthetic_rows(candidate.program.schema)
     while full.rows < most:

@@ -57,13 +57,28 @@ class Registry:
     def __init__(self) -> None:
         self.models: dict[str, Model] = {}
         self.engines: dict[str, Engine] = {}
+        self.absent: dict[str, str] = {}
+        """Models of trimtab.toml that are not loaded, and why."""
+        self.changed = asyncio.Event()
+        """Set when models came or went."""
         self.started = False
         self.draining = False
 
     def add(self, model: Model) -> None:
-        """Adds a model; before the server listens."""
+        """Adds a model."""
         self.models[model.name] = model
         self.engines[model.name] = model.engine
+        self.absent.pop(model.name, None)
+        self.changed.set()
+
+    def remove(self, name: str, why: str) -> None:
+        """Takes a model away; it is listed as absent from now on."""
+        model = self.models.pop(name, None)
+        self.engines.pop(name, None)
+        self.absent[name] = why
+        if model is not None:
+            model.news.set()
+        self.changed.set()
 
     @property
     def ready(self) -> bool:
@@ -76,6 +91,8 @@ class Registry:
             return next(iter(self.models.values()))
         model = self.models.get(name)
         if model is None:
+            if name in self.absent:
+                raise NotFound(f"model {name!r} is not loaded: {self.absent[name]}")
             known = ", ".join(map(repr, self.models))
             raise NotFound(f"no model {name!r}; this server has {known}" if name else f"name a model: one of {known}")
         return model

@@ -98,6 +98,12 @@ class Supervisor:
         if self.state == "starting":
             self._set("idle", "the trainer attends")
 
+    def renew(self) -> None:
+        """Has the trainer start anew, once it has finished what it is at: it reads trimtab.toml when it starts."""
+        process = self._process
+        if process is not None and process.poll() is None:
+            _signal(process, signal.SIGTERM)
+
     async def shutdown(self, timeout: float) -> None:
         """Asks the trainer to leave (it has been sent `shutdown` if it attends), then makes it."""
         self._stopping.set()

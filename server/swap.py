@@ -3,13 +3,14 @@
 Three threads. *Stage* loads, checks, warms and probes a candidate, beside serving; only then is it in the engine's
 table, where requests may name it by number. *Flip* changes live.json by compare-and-set and, when that is on disk,
 installs the new table: the next batch is of the new version. Each kind of work has one thread of its own, so that a
-rollback never waits for a candidate to load, and no two flips interleave. The table is shared by both, under a lock
-that is held for an assignment.
+rollback never waits for a candidate to load, and no two flips interleave. What is in memory (`_known`) is shared by
+both, under a lock that is held for an assignment.
 
-What stays loaded: live, previous (so that a rollback is a flip), and the candidates staged last.
+What stays loaded, and by which names, choosing.py says.
 
 A candidate that is damaged, of another shape or not finite never enters the table: it is refused with a reason, which
-becomes an event and a line of decisions.jsonl.
+becomes an event and a line of decisions.jsonl. One for which there is no memory is refused too, but that is no verdict
+about it.
 """
 
 from __future__ import annotations
@@ -23,14 +24,17 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
-from trimtab.models.errors import VersionUnfit
-from trimtab.models.version import LoadedVersion, load_version
+from trimtab.models.errors import ModelError, VersionUnfit
+from trimtab.models.loading import Loader, Version
+from trimtab.server.choosing import aliases, check_alias, others, wanted
 from trimtab.server.engine import Engine
-from trimtab.server.errors import StartError, Unfit
+from trimtab.server.errors import InvalidRequest, StartError, TooLarge, Unfit
 from trimtab.server.events import EventBus
+from trimtab.server.memory import ModelMemory
 from trimtab.server.probe import Latency, batch_sizes, check_finite, check_like, measure
 from trimtab.store.errors import StoreError, VersionDamaged, VersionUnknown
 from trimtab.store.live import Live, LiveStore
+from trimtab.store.manifest import WEIGHTS
 from trimtab.store.versions import Decision, VersionStore
 
 __all__ = ["Staged", "Swap"]
@@ -43,7 +47,7 @@ T = TypeVar("T")
 class Staged:
     """What staging found. Times in seconds."""
 
-    version: LoadedVersion
+    version: Version
     load_seconds: float
     warm_seconds: float
     latency: Latency
@@ -53,8 +57,18 @@ class Swap:
     """The versions of one engine."""
 
     def __init__(
-        self, engine: Engine, versions: VersionStore, live: LiveStore, events: EventBus, *, device: str, threads: int
+        self,
+        engine: Engine,
+        versions: VersionStore,
+        live: LiveStore,
+        events: EventBus,
+        *,
+        load: Loader,
+        memory: ModelMemory,
+        threads: int,
+        first: Callable[[], object] | None = None,
     ) -> None:
+        """`load` loads a version; `first` publishes the first one, where nothing is published and that is possible."""
         self.engine = engine
         self.versions = versions
         self.live = live
@@ -62,9 +76,14 @@ class Swap:
         self.rollbacks = 0
         self.refusals = 0
         self._events = events
-        self._device = device
+        self._load_version = load
+        self._memory = memory
+        self._publish_first = first
         self._lock = threading.Lock()
         self._staged: dict[int, Staged] = {}
+        self._added: set[int] = set()
+        self._brought: set[int] = set()
+        self._known: dict[int, Version] = {}
         self._current = Live(live=0)
 
         def pool(name: str) -> ThreadPoolExecutor:
@@ -74,8 +93,9 @@ class Swap:
 
     # --- start and stop
 
-    def startup(self) -> LoadedVersion:
-        """Loads and installs the live version and the one before it; returns the live one. Blocks.
+    def startup(self) -> Version:
+        """Loads and installs the live version, the one before it, and what aliases and the policy name; returns the
+        live one. Blocks.
 
         Without a live.json, the initial version goes live. If the live version's files are damaged, the previous one
         takes its place, loudly. Raises StartError where nothing can serve.
@@ -89,21 +109,22 @@ class Swap:
             live = self._load(current.live)
         except (VersionUnfit, Unfit) as error:
             current, live = self._fall_back(current, error)
-        loaded = {live.number: live}
-        if current.previous is not None:
-            try:
-                loaded[current.previous] = self._load(current.previous)
-            except (VersionUnfit, Unfit) as error:
-                message = f"the previous version cannot be kept warm: {error}"
-                self._events.publish("refused", name, message, version=current.previous)
         self._current = current
-        self.engine.install(live, loaded)
+        self._known = {live.number: live}
+        if current.previous is not None:
+            self._try("the previous version cannot be kept warm", current.previous)
+        for alias, number in current.aliases.items():
+            self._try(f"alias {alias!r} stands for nothing", number)
+        self._add_others()
+        with self._lock:
+            self._install()
         return live
 
     def close(self) -> None:
-        """Waits for what is under way."""
+        """Waits for what is under way, and counts no memory any more."""
         self._stager.shutdown(cancel_futures=True)
         self._flipper.shutdown(cancel_futures=True)
+        self._memory.keep(self.engine.name, ())
 
     # --- what the lifecycle asks for, on the loop
 
@@ -129,7 +150,7 @@ class Swap:
         """
         if number == self._current.live:
             return self._current
-        if number not in self.engine.table.loaded:
+        if number not in self._known:
             await self.stage(number)
         return await self._on(self._flipper, lambda: self._promote(number, expected_epoch, reason))
 
@@ -138,9 +159,28 @@ class Swap:
         previous = self._current.previous
         if previous is None:
             raise Unfit(f"model {self.engine.name!r}: version {self._current.live} has no previous one to go back to")
-        if previous not in self.engine.table.loaded:
+        if previous not in self._known:
             await self.stage(previous)
         return await self._on(self._flipper, lambda: self._rollback(reason))
+
+    async def alias(self, name: str, number: int, expected_epoch: int) -> Live:
+        """Makes a name stand for a version, which is loaded where need be; number 0 takes the name away.
+
+        Raises InvalidRequest, StaleEpoch, VersionUnknown, Unfit, StoreError.
+        """
+        check_alias(name)
+        if number < 0:
+            raise InvalidRequest(f"alias {name!r}: expected a version, or 0 to take it away, got {number}")
+        try:
+            if number and number not in self._known:
+                await self._on(self._stager, lambda: self._bring(number))
+            return await self._on(self._flipper, lambda: self._alias(name, number, expected_epoch))
+        finally:
+            self._brought.discard(number)
+
+    async def refresh(self) -> None:
+        """Loads what the version policy wants now, and lets go what it does not."""
+        await self._on(self._stager, self._refresh)
 
     async def _on(self, pool: ThreadPoolExecutor, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(pool, work)
@@ -158,15 +198,15 @@ class Swap:
                 self.versions.verify(number)
                 return known
             began = time.monotonic()
-            version = load_version(self.versions, number, self._device)
+            version = self._load_reserved(number)
             loaded = time.monotonic()
             check_like(version, self.engine.schema, self.engine.table.live)
             most = self.engine.policy.max_batch_size
             version.warm(batch_sizes(most))
-            check_finite(version, self.engine.keeper.recent)
+            check_finite(version, self.engine.recent)
             warmed = time.monotonic()
             staged = Staged(version, loaded - began, warmed - loaded, measure(version, most))
-        except VersionUnknown:
+        except (VersionUnknown, TooLarge):
             raise
         except (VersionUnfit, VersionDamaged, Unfit) as error:
             raise self._refuse(number, str(error), recipe) from error
@@ -176,16 +216,54 @@ class Swap:
             raise self._refuse(number, reason, recipe) from error
         with self._lock:
             self._staged[number] = staged
+            self._known[number] = version
             for old in list(self._staged)[:-_KEEP_STAGED]:
                 del self._staged[old]
-            self._install(self.engine.table.live)
+            self._install()
         message = f"version {number} is staged ({manifest.rows_trained} rows trained)"
         self._events.publish("staged", self.engine.name, message, version=number)
         return staged
 
+    def _bring(self, number: int) -> None:
+        """Loads a version that an alias is to stand for; the flip installs it."""
+        self._brought.add(number)
+        if number not in self._known:
+            self.versions.manifest(number)
+            self._learn(self._load(number))
+
+    def _refresh(self) -> None:
+        self._add_others()
+        with self._lock:
+            self._install()
+
+    def _add_others(self) -> None:
+        """Loads what the version policy adds. One that cannot be loaded keeps the others from nothing."""
+        try:
+            found = others(self.engine.settings.versions, self.versions.numbers(), self.versions.decisions())
+        except StoreError as error:
+            self._events.publish("refused", self.engine.name, f"the version policy cannot be followed: {error}")
+            return
+        self._added = found
+        for number in sorted(found):
+            self._try(f"version {number} of the version policy is not loaded", number)
+
+    def _try(self, what: str, number: int) -> None:
+        if number in self._known:
+            return
+        try:
+            self._learn(self._load(number))
+        except (VersionUnfit, Unfit) as error:
+            self._events.publish("refused", self.engine.name, f"{what}: {error}", version=number)
+
+    def _learn(self, version: Version) -> None:
+        with self._lock:
+            self._known[version.number] = version
+
     def _refuse(self, number: int, reason: str, recipe: str) -> Unfit:
         with self._lock:
             self._staged.pop(number, None)
+        if number not in self._known:
+            self._memory.release(self.engine.name, number)
         self.refusals += 1
         self._events.publish("refused", self.engine.name, reason, version=number)
         self._record(number, reason, recipe)
@@ -205,9 +283,9 @@ class Swap:
         current = self._current
         if current.live == number:
             return current
-        version = self._loaded(number)
-        live = Live(live=number, previous=current.live)
-        self._flip(live, version, expected_epoch, reason or "promoted")
+        self._require(number)
+        live = Live(live=number, previous=current.live, aliases=current.aliases)
+        self._flip(live, expected_epoch, reason or "promoted")
         self.promotions += 1
         message = f"version {number} is live, after {current.live}: {reason or 'no reason given'}"
         self._events.publish("promoted", self.engine.name, message, version=number)
@@ -217,48 +295,80 @@ class Swap:
         current = self._current
         if current.previous is None:
             raise Unfit(f"model {self.engine.name!r}: version {current.live} has no previous one to go back to")
-        version = self._loaded(current.previous)
-        live = Live(live=current.previous, previous=current.live)
-        self._flip(live, version, -1, f"rolled back from version {current.live}: {reason or 'no reason given'}")
+        self._require(current.previous)
+        live = Live(live=current.previous, previous=current.live, aliases=current.aliases)
+        self._flip(live, -1, f"rolled back from version {current.live}: {reason or 'no reason given'}")
         self.rollbacks += 1
         self._events.publish("rolled_back", self.engine.name, self._current.reason, version=self._current.live)
         return self._current
 
-    def _loaded(self, number: int) -> LoadedVersion:
-        version = self.engine.table.loaded.get(number)
-        if version is None:
-            raise Unfit(f"version {number} was unloaded meanwhile; stage it again")
-        return version
+    def _alias(self, name: str, number: int, expected_epoch: int) -> Live:
+        current = self._current
+        changed = {key: value for key, value in current.aliases.items() if key != name}
+        if number:
+            self._require(number)
+            changed[name] = number
+        if changed != current.aliases:
+            reason = f"alias {name!r} stands for version {number}" if number else f"alias {name!r} was taken away"
+            self._flip(current.model_copy(update={"aliases": changed}), expected_epoch, reason)
+        return self._current
 
-    def _flip(self, live: Live, version: LoadedVersion, expected_epoch: int, reason: str) -> None:
+    def _require(self, number: int) -> None:
+        if number not in self._known:
+            raise Unfit(f"version {number} was unloaded meanwhile; stage it again")
+
+    def _flip(self, live: Live, expected_epoch: int, reason: str) -> None:
         """live.json first: after a crash in between, the next start serves what the file says."""
         self._current = self.live.swap(live, expected_epoch=expected_epoch, reason=reason)
         with self._lock:
-            before = self.engine.table.live
-            self._staged.pop(version.number, None)
-            self.engine.install(version, {before.number: before, **self._candidates(), version.number: version})
+            self._staged.pop(live.live, None)
+            self._install()
 
     # --- both
 
-    def _install(self, live: LoadedVersion) -> None:
-        """Under the lock: the table of live, previous and the candidates."""
-        loaded = self.engine.table.loaded
-        keep = {n: v for n, v in loaded.items() if n in (self._current.live, self._current.previous)}
-        self.engine.install(live, {**keep, **self._candidates()})
+    def _install(self) -> None:
+        """Under the lock: the table of what is to be loaded, from what is known; the rest is let go."""
+        keep = wanted(self._current, self._staged, self._added | self._brought)
+        self._known = {number: version for number, version in self._known.items() if number in keep}
+        names = aliases(self._current, list(self._staged), self._known)
+        self.engine.install(self._known[self._current.live], self._known, names)
+        self._memory.keep(self.engine.name, self._known)
 
-    def _candidates(self) -> dict[int, LoadedVersion]:
-        return {number: staged.version for number, staged in self._staged.items()}
+    def _load_reserved(self, number: int) -> Version:
+        """Loads a version within the bound on memory. Raises TooLarge, VersionUnfit."""
+        name = self.engine.name
+        try:
+            size = (self.versions.path(number) / WEIGHTS).stat().st_size
+        except OSError:
+            size = 0  # whoever reads the file says what is wrong
+        self._memory.reserve(name, number, size)
+        try:
+            version = self._load_version(number)
+            self._memory.reserve(name, number, version.bytes)
+        except BaseException:
+            self._memory.release(name, number)
+            raise
+        return version
+
+    def _load(self, number: int) -> Version:
+        version = self._load_reserved(number)
+        try:
+            check_like(version, self.engine.schema, None)
+            version.warm(batch_sizes(self.engine.policy.max_batch_size))
+        except BaseException:
+            self._memory.release(self.engine.name, number)
+            raise
+        return version
 
     # --- start
 
-    def _load(self, number: int) -> LoadedVersion:
-        version = load_version(self.versions, number, self._device)
-        check_like(version, self.engine.schema, None)
-        version.warm(batch_sizes(self.engine.policy.max_batch_size))
-        return version
-
     def _first(self) -> Live:
         """Nothing was live yet: the initial version goes live."""
+        if self._publish_first is not None and not self.versions.numbers():
+            try:
+                self._publish_first()
+            except ModelError as error:
+                raise StartError(f"model {self.engine.name!r}: {error}") from None
         published = self.versions.numbers()
         initial = [decision.version for decision in self.versions.decisions() if decision.verdict == "initial"]
         number = max((n for n in initial if n in published), default=1 if 1 in published else 0)
@@ -270,7 +380,7 @@ class Swap:
             raise StartError(f"model {self.engine.name!r}: {error}") from None
         return self.live.swap(Live(live=number), expected_epoch=0, reason="first start")
 
-    def _fall_back(self, current: Live, error: Exception) -> tuple[Live, LoadedVersion]:
+    def _fall_back(self, current: Live, error: Exception) -> tuple[Live, Version]:
         name = self.engine.name
         if current.previous is None:
             raise StartError(f"model {name!r}: {error}; there is no previous version to serve instead")
@@ -279,8 +389,9 @@ class Swap:
         except (VersionUnfit, Unfit) as second:
             raise StartError(f"model {name!r}: {error}; and of the previous version: {second}") from None
         reason = f"version {current.live} was live and cannot be loaded ({error}); version {version.number} serves"
+        fallen = Live(live=version.number, aliases=current.aliases)
         try:
-            live = self.live.swap(Live(live=version.number), expected_epoch=current.epoch, reason=reason)
+            live = self.live.swap(fallen, expected_epoch=current.epoch, reason=reason)
         except StoreError as failure:
             raise StartError(f"model {name!r}: {failure}") from None
         self._events.publish("rolled_back", name, reason, version=version.number)

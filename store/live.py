@@ -28,6 +28,8 @@ class Live(BaseModel):
     """A version that answers a share of the requests."""
     canary_share: float = 0.0
     """That share, 0 to 1."""
+    aliases: dict[str, int] = {}
+    """Versions by names that a person gave them; `champion` and `challenger` are not among them."""
     epoch: int = 0
     """Grows by one with every change; set by LiveStore."""
     changed_us: int = 0

@@ -79,6 +79,8 @@ class SecuritySettings(Settings):
 
     admin: Literal["socket"] = "socket"
     """Where Lifecycle is served: only on a Unix socket that the server's user alone may open."""
+    model_control: Literal["socket", "everywhere"] = "socket"
+    """Where models may be loaded and unloaded: only on the admin socket, or by every client."""
 
 
 class MlflowSettings(Settings):
@@ -215,7 +217,7 @@ class BatchingSettings(Settings):
     """What a request gets that waited longer: DEADLINE_EXCEEDED, or a place behind all others."""
     allow_timeout_override: bool = True
     """Whether a request's `timeout` parameter takes the default's place."""
-    priority_queue_policy: dict[Scalar, QueuePolicySettings] = {}
+    priority_queue_policy: dict[Scalar, QueuePolicySettings] = {}  # noqa: RUF012  (pydantic copies it)
     """Policies of single priorities, by level: `[model.batching.priority_queue_policy.1]`. The others have the one
     above."""
 

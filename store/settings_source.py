@@ -22,27 +22,30 @@ def _dims(value: tuple[int, ...]) -> tuple[int, ...]:
     return value
 
 
+Datatype = Literal[
+    "BOOL",
+    "UINT8",
+    "UINT16",
+    "UINT32",
+    "UINT64",
+    "INT8",
+    "INT16",
+    "INT32",
+    "INT64",
+    "FP16",
+    "BF16",
+    "FP32",
+    "FP64",
+    "BYTES",
+]
+
+
 class InputSettings(Settings):
     """One input tensor of a model that takes tensors as they are."""
 
     name: Annotated[str, Field(min_length=1)]
     """Name of the input in requests."""
-    datatype: Literal[
-        "BOOL",
-        "UINT8",
-        "UINT16",
-        "UINT32",
-        "UINT64",
-        "INT8",
-        "INT16",
-        "INT32",
-        "INT64",
-        "FP16",
-        "BF16",
-        "FP32",
-        "FP64",
-        "BYTES",
-    ]
+    datatype: Datatype
     """Datatype of the protocol. BYTES reach the model as a NumPy array of bytes."""
     dims: tuple[Dimension, ...]
     """Sizes of the dimensions after the rows, `[]` for one value a row; -1 takes any size, and only requests that
@@ -59,10 +62,8 @@ class OutputSettings(Settings):
 
     name: Annotated[str, Field(min_length=1)]
     """Name of the output in answers."""
-    datatype: Literal[
-        "BOOL", "UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64", "FP16", "FP32", "FP64"
-    ]
-    """Datatype of the protocol; what the model gives must have it."""
+    datatype: Datatype
+    """Datatype of the protocol; what the model gives must have it. BYTES: a list or NumPy array of bytes or text."""
     dims: tuple[Dimension, ...]
     """Sizes of the dimensions after the rows; -1 where they depend on the input."""
 

@@ -10,8 +10,9 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 
 from trimtab.models.tasks import Task
+from trimtab.models.version import LoadedVersion
 from trimtab.protos.v1 import trimtab_pb2 as pb
-from trimtab.server.errors import Draining
+from trimtab.server.errors import Draining, Unfit
 from trimtab.server.served import Model, Registry
 from trimtab.server.transport import Call, Handler, Service, service
 from trimtab.store.errors import InvalidId
@@ -59,6 +60,8 @@ class FeedbackServicer:
         if self._registry.draining:
             raise Draining("the server is stopping; send these labels again later")
         model = self._registry.model(request.model_name)
+        if model.settings.takes_tensors:
+            raise Unfit(f"model {model.name!r} takes tensors, and has no labels")
         rows, errors = _read(model, request.labels)
         good = [row for row in rows if row is not None]
         found = await asyncio.wrap_future(model.labels.submit(good)) if good else []
@@ -76,7 +79,9 @@ class FeedbackServicer:
 
 def _read(model: Model, labels: Sequence[pb.Label]) -> tuple[list[LabelRow | None], list[str]]:
     """A row per label, None where it is invalid, and why those are."""
-    task = model.engine.table.live.task
+    live = model.engine.table.live
+    assert isinstance(live, LoadedVersion)
+    task = live.task
     values = [_value(label) for label in labels]
     encoded, known = task.try_encode(values)
     rows: list[LabelRow | None] = []

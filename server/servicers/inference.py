@@ -11,12 +11,14 @@ import asyncio
 from collections.abc import AsyncIterator
 from importlib.metadata import version
 
+from trimtab.models.loading import Version
 from trimtab.models.version import LoadedVersion
 from trimtab.protos.v1 import inference_pb2 as pb
 from trimtab.server.engine import Engine
 from trimtab.server.errors import NotFound
 from trimtab.server.local_calls import LocalCalls
 from trimtab.server.served import Registry
+from trimtab.server.servicers.model_control import ModelControl
 from trimtab.server.statistics import Stage, VersionCounts
 from trimtab.server.transport import Call, Handler, Service, service
 from trimtab.store.settings import QueuePolicySettings
@@ -27,20 +29,15 @@ _PLATFORM = "trimtab"
 _HOT = ("ModelInfer", "ModelStreamInfer")
 # Of one stream that are under way together; more are not read until some are answered.
 _STREAM_REQUESTS = 1024
-_EXTENSIONS = ("model_configuration", "statistics")
-_DATATYPES = {"real": "FP32", "boolean": "BOOL", "integer": "INT64", "string": "BYTES"}
-_CONFIG_TYPES = {
-    "FP32": pb.TYPE_FP32,
-    "BOOL": pb.TYPE_BOOL,
-    "INT64": pb.TYPE_INT64,
-    "BYTES": pb.TYPE_STRING,
-}
+_EXTENSIONS = ("model_configuration", "model_repository", "statistics")
 
 
 class InferenceServicer:
     """See the module."""
 
-    def __init__(self, registry: Registry, calls: LocalCalls) -> None:
+    def __init__(self, registry: Registry, calls: LocalCalls, control: ModelControl) -> None:
+        """`control`: what a client of this listener may do about loading models."""
+        self._control = control
         self._registry = registry
         self._calls = calls
         self._engines = registry.engines
@@ -58,6 +55,7 @@ class InferenceServicer:
             "ModelConfig": self.model_config,
             "ModelStatistics": self.model_statistics,
             "RepositoryIndex": self.repository_index,
+            **self._control.handlers(),
         }
         descriptor = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"]
         return service(descriptor, handlers, raw=_HOT, accepted=_HOT)
@@ -108,23 +106,21 @@ class InferenceServicer:
         engine = self._engine(request.name)
         if not engine.ready or not self._registry.ready:
             return pb.ModelReadyResponse(ready=False)
-        loaded = {str(number) for number in engine.table.loaded}
+        table = engine.table
+        loaded = {*map(str, table.loaded), *table.aliases}
         return pb.ModelReadyResponse(ready=not request.version or request.version in loaded)
 
     async def model_metadata(self, request: pb.ModelMetadataRequest, _call: Call) -> pb.ModelMetadataResponse:
         """Inputs and outputs, with -1 for the number of rows."""
         engine = self._engine(request.name)
-        loaded = _version(engine, request.version)
+        _version(engine, request.version)
         tensor = pb.ModelMetadataResponse.TensorMetadata
         return pb.ModelMetadataResponse(
             name=engine.name,
             versions=[str(number) for number in sorted(engine.table.loaded)],
             platform=_PLATFORM,
-            inputs=[tensor(name=name, datatype=datatype, shape=[-1, 1]) for name, datatype in _inputs(engine)],
-            outputs=[
-                tensor(name=name, datatype=datatype, shape=[-1, width])
-                for name, datatype, width in loaded.task.outputs()
-            ],
+            inputs=[tensor(name=name, datatype=kind, shape=[-1, *dims]) for name, kind, dims in engine.inputs],
+            outputs=[tensor(name=name, datatype=kind, shape=[-1, *dims]) for name, kind, dims in engine.outputs],
         )
 
     async def model_config(self, request: pb.ModelConfigRequest, _call: Call) -> pb.ModelConfigResponse:
@@ -161,6 +157,7 @@ class InferenceServicer:
                     index(name=engine.name, version=str(number), state=state, reason=reason)
                     for number in sorted(engine.table.loaded)
                 ]
+        models += [index(name=n, state="UNAVAILABLE", reason=why) for n, why in self._registry.absent.items()]
         return pb.RepositoryIndexResponse(models=[m for m in models if m.state == "READY" or not request.ready])
 
     def _engine(self, name: str) -> Engine:
@@ -170,30 +167,35 @@ class InferenceServicer:
         return engine
 
     def _unknown(self, name: str) -> NotFound:
+        why = self._registry.absent.get(name)
+        if why is not None:
+            return NotFound(f"model {name!r} is not loaded: {why}")
         return NotFound(f"no model {name!r}; this server has {', '.join(map(repr, self._engines))}")
 
 
-def _version(engine: Engine, text: str) -> LoadedVersion:
+def _version(engine: Engine, text: str) -> Version:
     table = engine.table
     if not text:
         return table.live
+    if text in table.aliases:
+        return table.loaded[table.aliases[text]]
     for number, loaded in table.loaded.items():
         if str(number) == text:
             return loaded
-    known = ", ".join(map(str, sorted(table.loaded)))
+    known = ", ".join([*map(str, sorted(table.loaded)), *sorted(table.aliases)])
     raise NotFound(f"model {engine.name!r} has no version {text!r} loaded; loaded: {known}")
 
 
-def _inputs(engine: Engine) -> list[tuple[str, str]]:
-    return [(name, _DATATYPES[kind]) for name, kind in zip(engine.schema.names, engine.schema.types, strict=True)]
+def _config_type(datatype: str) -> pb.DataType.ValueType:
+    return pb.DataType.Value("TYPE_STRING" if datatype == "BYTES" else f"TYPE_{datatype}")
 
 
-def _config(engine: Engine, loaded: LoadedVersion) -> pb.ModelConfig:
+def _config(engine: Engine, loaded: Version) -> pb.ModelConfig:
     batching = engine.settings.batching
     kind = pb.ModelInstanceGroup.KIND_GPU if loaded.device.type == "cuda" else pb.ModelInstanceGroup.KIND_CPU
     parameters = {
-        "task": loaded.task.kind,
-        "classes": ",".join(loaded.task.classes),
+        "task": engine.settings.task,
+        "classes": ",".join(loaded.task.classes) if isinstance(loaded, LoadedVersion) else "",
         "architecture": str(loaded.manifest.architecture.get("kind", "")),
         "weights": loaded.weights,
     }
@@ -202,12 +204,9 @@ def _config(engine: Engine, loaded: LoadedVersion) -> pb.ModelConfig:
         platform=_PLATFORM,
         backend=_PLATFORM,
         max_batch_size=batching.max_batch_size,
-        input=[
-            pb.ModelInput(name=name, data_type=_CONFIG_TYPES[datatype], dims=[1]) for name, datatype in _inputs(engine)
-        ],
+        input=[pb.ModelInput(name=name, data_type=_config_type(kind), dims=dims) for name, kind, dims in engine.inputs],
         output=[
-            pb.ModelOutput(name=name, data_type=_CONFIG_TYPES[datatype], dims=[width])
-            for name, datatype, width in loaded.task.outputs()
+            pb.ModelOutput(name=name, data_type=_config_type(kind), dims=dims) for name, kind, dims in engine.outputs
         ],
         dynamic_batching=pb.ModelDynamicBatching(
             preferred_batch_size=batching.preferred_batch_size,
@@ -234,7 +233,7 @@ def _queue_policy(policy: QueuePolicySettings) -> pb.ModelQueuePolicy:
     )
 
 
-def _statistics(name: str, number: int, counts: VersionCounts, loaded: LoadedVersion | None) -> pb.ModelStatistics:
+def _statistics(name: str, number: int, counts: VersionCounts, loaded: Version | None) -> pb.ModelStatistics:
     sizes = sorted(counts.sizes.items())
     return pb.ModelStatistics(
         name=name,

@@ -14,7 +14,7 @@ from importlib.metadata import version
 from trimtab.protos.v1 import trimtab_pb2 as pb
 from trimtab.server.advance import Advancer
 from trimtab.server.channel import TrainerChannel
-from trimtab.server.errors import Denied, Draining, InvalidRequest, NoTrainer
+from trimtab.server.errors import Denied, Draining, InvalidRequest, NoTrainer, Unfit
 from trimtab.server.events import EventBus
 from trimtab.server.served import Model, Registry
 from trimtab.server.supervisor import Supervisor
@@ -49,6 +49,7 @@ class LifecycleServicer:
             "Stage": self.stage,
             "Promote": self.promote,
             "Rollback": self.rollback,
+            "SetAlias": self.set_alias,
             "ListVersions": self.list_versions,
             "WatchEvents": self.watch_events,
             "Advance": self.advance,
@@ -89,13 +90,24 @@ class LifecycleServicer:
         model = self._serving(request.model_name)
         return _promoted(model, await model.swap.rollback(request.reason))
 
+    async def set_alias(self, request: pb.SetAliasRequest, _call: Call) -> pb.SetAliasResponse:
+        """Makes a name stand for a version, or takes it away."""
+        model = self._serving(request.model_name)
+        live = await model.swap.alias(request.alias, request.version, request.expected_epoch)
+        return pb.SetAliasResponse(epoch=live.epoch, aliases=live.aliases)
+
     async def list_versions(self, request: pb.ListVersionsRequest, _call: Call) -> pb.ListVersionsResponse:
         """Every version there ever was, ascending, with what became of it."""
         model = self._registry.model(request.model_name)
         current = model.swap.current
         versions = await asyncio.to_thread(list_versions, model.swap.versions, current, model.swap.staged)
         return pb.ListVersionsResponse(
-            versions=versions, live=current.live, previous=current.previous or 0, epoch=current.epoch
+            versions=versions,
+            live=current.live,
+            previous=current.previous or 0,
+            epoch=current.epoch,
+            aliases=model.engine.table.aliases,
+            loaded=sorted(model.engine.table.loaded),
         )
 
     async def watch_events(self, request: pb.WatchEventsRequest, _call: Call) -> AsyncIterator[pb.Event]:
@@ -125,6 +137,10 @@ class LifecycleServicer:
         model = self._serving(request.model_name)
         if not self._channel.enabled:
             raise NoTrainer("this server runs without a trainer (--no-trainer, or [server] trainer = false)")
+        if not model.settings.retrainable:
+            raise Unfit(
+                f"model {model.name!r} takes tensors, and cannot be retrained; `trimtab publish FILE` adds a version"
+            )
         recipe = request.recipe or "refresh"
         if recipe not in _RECIPES:
             raise InvalidRequest(f"recipe: expected one of {list(_RECIPES)}, got {recipe!r}")
@@ -176,7 +192,8 @@ class LifecycleServicer:
         ids = [parse_id(text) for text in request.request_ids]
         await self._advancer.seal([model])
         # The copy of recent rows has no ids: all of it goes.
-        model.engine.keeper.recent = None
+        if model.engine.keeper is not None:
+            model.engine.keeper.recent = None
         rows = await asyncio.to_thread(model.captures.forget, ids) if model.captures is not None else 0
         labels = await asyncio.to_thread(model.labels.forget, ids)
         return pb.ForgetResponse(rows=rows, labels=labels)

@@ -75,9 +75,12 @@ def test_malformed_bytes_are_an_invalid_argument(served: tuple[Project, Running]
 
 
 def test_what_is_not_offered_is_unimplemented_and_not_advertised(stub: Any) -> None:
-    assert status(stub.RepositoryModelLoad, pb.RepositoryModelLoadRequest())[0] == "UNIMPLEMENTED"
     assert status(stub.TraceSetting, pb.TraceSettingRequest())[0] == "UNIMPLEMENTED"
-    assert list(stub.ServerMetadata(pb.ServerMetadataRequest()).extensions) == ["model_configuration", "statistics"]
+    assert list(stub.ServerMetadata(pb.ServerMetadataRequest()).extensions) == [
+        "model_configuration",
+        "model_repository",
+        "statistics",
+    ]
 
 
 def test_a_stream_answers_each_request_and_goes_on_after_an_error(stub: Any) -> None:
@@ -141,7 +144,8 @@ def test_tritonclient_unmodified(served: tuple[Project, Running]) -> None:
     assert int(statistics["inference_count"]) >= 2
     assert int(statistics["inference_stats"]["compute_infer"]["ns"]) > 0
     assert statistics["batch_stats"]
-    assert [seen[name] for name in ("load", "shared_memory", "trace")] == ["StatusCode.UNIMPLEMENTED"] * 3
+    assert seen["load"] == "StatusCode.PERMISSION_DENIED"
+    assert [seen[name] for name in ("shared_memory", "trace")] == ["StatusCode.UNIMPLEMENTED"] * 2
 
 
 def test_health_check_and_watch(served: tuple[Project, Running]) -> None:

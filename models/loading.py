@@ -1,0 +1,48 @@
+"""From a model's settings to its versions: whichever kind it is, columns or tensors, one call loads one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from trimtab.models.code import allow_project
+from trimtab.models.tasks import Task
+from trimtab.models.tensors import TensorSource, TensorVersion, load_tensor_version
+from trimtab.models.version import LoadedVersion, load_version
+from trimtab.store.project import Project
+from trimtab.store.settings import ModelSettings
+from trimtab.store.versions import VersionStore
+
+__all__ = ["Loader", "Tensor", "Version", "inputs_of", "loader", "outputs_of"]
+
+Version = LoadedVersion | TensorVersion
+Loader = Callable[[int], Version]
+"""Loads a version by number. Raises VersionUnfit."""
+Tensor = tuple[str, str, tuple[int, ...]]
+"""Name, datatype and dimensions after the rows."""
+
+_DATATYPES = {"real": "FP32", "boolean": "BOOL", "integer": "INT64", "string": "BYTES"}
+
+
+def loader(project: Project, settings: ModelSettings, store: VersionStore, device: str) -> Loader:
+    """What loads the model's versions onto the device. Lets the process run the entries that trimtab.toml names."""
+    if settings.takes_tensors:
+        source = TensorSource.of(project.directory, settings)
+        return lambda number: load_tensor_version(store, number, source, device)
+    allow_project(project)
+    return lambda number: load_version(store, number, device)
+
+
+def inputs_of(settings: ModelSettings) -> list[Tensor]:
+    """The input tensors of a model's requests, as its metadata names them."""
+    if settings.takes_tensors:
+        return [(tensor.name, tensor.datatype, tensor.dims) for tensor in settings.inputs]
+    schema = settings.request_schema()
+    return [(name, _DATATYPES[kind], (1,)) for name, kind in zip(schema.names, schema.types, strict=True)]
+
+
+def outputs_of(settings: ModelSettings) -> list[Tensor]:
+    """The output tensors of a model's answers."""
+    if settings.takes_tensors:
+        return [(tensor.name, tensor.datatype, tensor.dims) for tensor in settings.outputs]
+    outputs = Task.of(settings.task, settings.classes, settings.positive).outputs()
+    return [(name, datatype, (width,)) for name, datatype, width in outputs]

@@ -1,0 +1,70 @@
+"""How much memory the loaded versions of all models take, and the bound on it ([server] max_model_bytes).
+
+Counted are weights and buffers, by the size of their file before they are loaded and by the module afterwards; what a
+forward pass needs for a moment is not. A version is reserved before it is loaded, so that versions which load at the
+same time cannot exceed the bound together.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Collection
+
+from trimtab.server.errors import TooLarge
+
+__all__ = ["ModelMemory"]
+
+
+class ModelMemory:
+    """Any thread."""
+
+    def __init__(self, limit: int) -> None:
+        """At most so many bytes; 0: any number."""
+        self.limit = limit
+        self._lock = threading.Lock()
+        self._sizes: dict[str, dict[int, int]] = {}
+
+    def reserve(self, model: str, number: int, size: int) -> None:
+        """Counts a version from now on, or with another size than before. Raises TooLarge, and counts it as before."""
+        with self._lock:
+            sizes = self._sizes.setdefault(model, {})
+            used = self._used() - sizes.get(number, 0)
+            if self.limit and used + size > self.limit:
+                raise TooLarge(
+                    f"model {model!r} version {number} needs {size:,} bytes: {used:,} of [server] max_model_bytes = "
+                    f"{self.limit:,} are taken by {self._described(model, number)}"
+                )
+            sizes[number] = size
+
+    def keep(self, model: str, numbers: Collection[int]) -> None:
+        """Counts these versions of the model only."""
+        with self._lock:
+            kept = {number: size for number, size in self._sizes.get(model, {}).items() if number in numbers}
+            self._sizes[model] = kept
+
+    def release(self, model: str, number: int) -> None:
+        """Counts the version no more."""
+        with self._lock:
+            self._sizes.get(model, {}).pop(number, None)
+
+    @property
+    def used(self) -> int:
+        """Bytes of all that is counted."""
+        with self._lock:
+            return self._used()
+
+    def of(self, model: str) -> dict[int, int]:
+        """Bytes of each of the model's versions."""
+        with self._lock:
+            return dict(self._sizes.get(model, {}))
+
+    def _used(self) -> int:
+        return sum(sum(sizes.values()) for sizes in self._sizes.values())
+
+    def _described(self, model: str, number: int) -> str:
+        others = [
+            f"{name!r} {sorted(set(sizes) - ({number} if name == model else set()))}"
+            for name, sizes in self._sizes.items()
+            if set(sizes) - ({number} if name == model else set())
+        ]
+        return "versions of " + ", ".join(others) if others else "nothing"
