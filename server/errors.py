@@ -11,7 +11,7 @@ ServerError                 INTERNAL
 ├── Draining                UNAVAILABLE          the server is starting or stopping; try another one
 ├── Denied                  PERMISSION_DENIED    this caller may not do that
 ├── Unfit                   FAILED_PRECONDITION  a version that must not serve, and why
-├── TooLarge                FAILED_PRECONDITION  a version that does not fit into [server] max_model_bytes
+├── NoRoom                  FAILED_PRECONDITION  a version that does not fit into [server] max_model_bytes
 ├── NoTrainer               FAILED_PRECONDITION  what was asked for needs a trainer, and none runs here
 ├── Unsupported             UNIMPLEMENTED        a method or feature that this server does not have
 ├── BatchFailed             INTERNAL             computing the batch failed; the message has the reason
@@ -34,11 +34,11 @@ __all__ = [
     "Disconnected",
     "Draining",
     "InvalidRequest",
+    "NoRoom",
     "NoTrainer",
     "NotFound",
     "QueueFull",
     "ServerError",
-    "TooLarge",
     "StartError",
     "TooLarge",
     "Unfit",
@@ -115,7 +115,7 @@ class Unfit(ServerError):
     code = "FAILED_PRECONDITION"
 
 
-class TooLarge(Unfit):
+class NoRoom(Unfit):
     """A version for which there is no memory left."""
 
 

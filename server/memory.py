@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Collection
 
-from trimtab.server.errors import TooLarge
+from trimtab.server.errors import NoRoom
 
 __all__ = ["ModelMemory"]
 
@@ -25,12 +25,12 @@ class ModelMemory:
         self._sizes: dict[str, dict[int, int]] = {}
 
     def reserve(self, model: str, number: int, size: int) -> None:
-        """Counts a version from now on, or with another size than before. Raises TooLarge, and counts it as before."""
+        """Counts a version from now on, or with another size than before. Raises NoRoom, and counts it as before."""
         with self._lock:
             sizes = self._sizes.setdefault(model, {})
             used = self._used() - sizes.get(number, 0)
             if self.limit and used + size > self.limit:
-                raise TooLarge(
+                raise NoRoom(
                     f"model {model!r} version {number} needs {size:,} bytes: {used:,} of [server] max_model_bytes = "
                     f"{self.limit:,} are taken by {self._described(model, number)}"
                 )

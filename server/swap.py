@@ -28,7 +28,7 @@ from trimtab.models.errors import ModelError, VersionUnfit
 from trimtab.models.loading import Loader, Version
 from trimtab.server.choosing import aliases, check_alias, others, wanted
 from trimtab.server.engine import Engine
-from trimtab.server.errors import InvalidRequest, StartError, TooLarge, Unfit
+from trimtab.server.errors import InvalidRequest, NoRoom, StartError, Unfit
 from trimtab.server.events import EventBus
 from trimtab.server.memory import ModelMemory
 from trimtab.server.probe import Latency, batch_sizes, check_finite, check_like, measure
@@ -206,7 +206,7 @@ class Swap:
             check_finite(version, self.engine.recent)
             warmed = time.monotonic()
             staged = Staged(version, loaded - began, warmed - loaded, measure(version, most))
-        except (VersionUnknown, TooLarge):
+        except (VersionUnknown, NoRoom):
             raise
         except (VersionUnfit, VersionDamaged, Unfit) as error:
             raise self._refuse(number, str(error), recipe) from error
@@ -335,7 +335,7 @@ class Swap:
         self._memory.keep(self.engine.name, self._known)
 
     def _load_reserved(self, number: int) -> Version:
-        """Loads a version within the bound on memory. Raises TooLarge, VersionUnfit."""
+        """Loads a version within the bound on memory. Raises NoRoom, VersionUnfit."""
         name = self.engine.name
         try:
             size = (self.versions.path(number) / WEIGHTS).stat().st_size
