@@ -321,8 +321,11 @@ class Front:
         """
 
     def command(self, commands: list[tuple[Any, ...]]) -> None:
-        """(0, call, metadata): initial metadata. (1, call, bytes): a message. (2, call, number): bytes that were read,
-        and 64 for each message. (3, call, status, text, trailing metadata, bytes or None): the end, with an answer."""
+        """(0, call, metadata, compression): initial metadata. (1, call, bytes, compression): a message. (2, call,
+        number): bytes that were read, and 64 for each message. (3, call, status, text, trailing metadata, bytes or
+        None, compression): the end, with an answer.
+
+        Compression: 0 large answers to compressed requests, 1 none, 2 gzip; 4 more: not this message."""
 
     def stop(self, index: int, grace_ns: int) -> None: ...
     def watch_idle(self) -> None: ...

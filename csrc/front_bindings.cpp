@@ -144,6 +144,15 @@ std::unique_ptr<HotRequest> message_from(const py::handle& bytes) {
     return message;
 }
 
+// The number of a Compression; 4 more: not this message.
+void set_compression(Command& command, const py::handle& given) {
+    const int number = given.cast<int>();
+    if (number < 0 || (number & 3) > static_cast<int>(Compression::gzip))
+        throw std::invalid_argument("no such compression");
+    command.compression = static_cast<Compression>(number & 3);
+    command.plain = (number & 4) != 0;
+}
+
 Command command_from(const py::tuple& given) {
     Command command;
     const int kind = given[0].cast<int>();
@@ -151,8 +160,14 @@ Command command_from(const py::tuple& given) {
     command.kind = static_cast<CommandKind>(kind);
     command.id = given[1].cast<std::uint64_t>();
     switch (command.kind) {
-        case CommandKind::headers: command.metadata = from_python(given[2]); break;
-        case CommandKind::message: command.message = message_from(given[2]); break;
+        case CommandKind::headers:
+            command.metadata = from_python(given[2]);
+            set_compression(command, given[3]);
+            break;
+        case CommandKind::message:
+            command.message = message_from(given[2]);
+            set_compression(command, given[3]);
+            break;
         case CommandKind::read: command.number = given[2].cast<std::int64_t>(); break;
         default: {
             const int status = given[2].cast<int>();
@@ -161,6 +176,7 @@ Command command_from(const py::tuple& given) {
             command.text = given[3].cast<std::string>();
             command.metadata = from_python(given[4]);
             command.message = message_from(given[5]);
+            set_compression(command, given[6]);
         }
     }
     return command;

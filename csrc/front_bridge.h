@@ -67,6 +67,8 @@ struct Command {
     StatusCode status = StatusCode::ok;
     std::string text;
     Metadata metadata;
+    Compression compression = Compression::mirror;  // as the handler wants it by now
+    bool plain = false;                             // this one message is not compressed
     std::unique_ptr<HotRequest> message;
 };
 

@@ -9,7 +9,8 @@ void Call::reset() {
     id = 0;
     post = grpc = timed = bad_timeout = bad_te = bad_metadata = gzip_in = gzip_out = false;
     compressed = mirror_gzip = half_closed = counted = handed_over = withdrawn = false;
-    responded = gzip_sent = deferred = finishing = finished = false;
+    responded = gzip_sent = plain = deferred = finishing = finished = false;
+    compression = Compression::mirror;
     header_bytes = 0;
     timeout = 0;
     deadline = kNever;

@@ -24,6 +24,13 @@ using Metadata = std::vector<std::pair<std::string, std::string>>;
 
 enum class CallKind : std::uint8_t { unary, client_stream, server_stream, duplex };
 
+// How a call's answers go out, where the client takes gzip.
+enum class Compression : std::uint8_t {
+    mirror,  // compressed if they are large and the request was so
+    none,
+    gzip,
+};
+
 // One method of a listener. Immutable once the front has started.
 struct Route {
     std::string path;   // "/package.Service/Method"
@@ -112,6 +119,8 @@ struct Call : Timer {
     // --- the response
     bool responded = false;  // headers were submitted
     bool gzip_sent = false;  // and they promise gzip
+    bool plain = false;      // the next message goes out as it is
+    Compression compression = Compression::mirror;
     bool deferred = false;   // the session waits for more
     bool finishing = false;  // after what is queued come the trailers
     bool finished = false;   // trailers were submitted, or the stream was reset

@@ -93,6 +93,10 @@ void IoThread::on_call_command(Command& command) {
     if (found == named_.end()) return;  // it ended meanwhile
     Call& call = *found->second;
     Connection& connection = *call.connection;
+    if (command.kind != CommandKind::read) {
+        call.compression = command.compression;
+        call.plain = command.plain;
+    }
     switch (command.kind) {
         case CommandKind::headers: connection.send_headers(call, std::move(command.metadata)); break;
         case CommandKind::message: connection.send(call, command.message.release()); break;

@@ -52,6 +52,11 @@ void append(std::vector<nghttp2_nv>& fields, const Metadata& metadata, std::vect
     }
 }
 
+bool promises_gzip(const Call& call) {
+    if (!call.gzip_out || call.compression == Compression::none) return false;
+    return call.compression == Compression::gzip || call.mirror_gzip;
+}
+
 const Buffer<char>& content(const HotRequest& message) { return message.body.empty() ? message.answer : message.body; }
 
 }  // namespace
@@ -86,10 +91,11 @@ void Connection::send(Call& call, HotRequest* message) {
 void Connection::enqueue(Call& call, HotRequest* message) {
     message->body.clear();
     message->next = nullptr;
-    const bool promised = call.responded ? call.gzip_sent : call.mirror_gzip && call.gzip_out;
-    if (promised && call.mirror_gzip && message->answer.size() >= kGzipFrom)
-        thread_.gzip().deflate(message->answer, message->body);
-    if (!call.responded) call.gzip_sent = promised;
+    if (!call.responded) call.gzip_sent = promises_gzip(call);
+    const bool plain = std::exchange(call.plain, false);
+    const bool worth_it =
+        call.compression == Compression::gzip || (call.mirror_gzip && message->answer.size() >= kGzipFrom);
+    if (call.gzip_sent && worth_it && !plain) thread_.gzip().deflate(message->answer, message->body);
     if (call.out_first == nullptr) {
         call.out_first = message;
     } else {
@@ -106,6 +112,7 @@ void Connection::enqueue(Call& call, HotRequest* message) {
 void Connection::send_headers(Call& call, Metadata metadata) {
     if (call.finished || call.responded) return;
     call.initial = std::move(metadata);
+    call.gzip_sent = promises_gzip(call);
     submit_headers(call);
     thread_.touch(*this);
 }

@@ -16,12 +16,16 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any
 
+import grpc
 from trimtab._native import valid_metadata
 
 __all__ = ["Aborted", "NativeCall"]
 
 # Kinds of commands; the numbers are those of CommandKind in csrc/front_bridge.h.
 HEADERS, MESSAGE, READ, FINISH = range(4)
+# Compression; the numbers are those in csrc/front_call.h, and one bit for a message that goes out as it is.
+_MIRROR, _NONE, _GZIP = range(3)
+_PLAIN = 4
 _UNSENT = 256 << 10
 # What a message counts beside its bytes: kMessageCost in csrc/http2_connection.h.
 _MESSAGE_COST = 64
@@ -63,6 +67,7 @@ class NativeCall:
         self._writer: asyncio.Future[None] | None = None
         self._sent = self._left = 0
         self._headers_sent = False
+        self._compression, self._plain = _MIRROR, False
 
     # --- for handlers
 
@@ -93,7 +98,17 @@ class NativeCall:
         if self._headers_sent:
             raise ValueError("initial metadata was sent already")
         self._headers_sent = True
-        self._put((HEADERS, self.id, _checked(metadata)))
+        self._put((HEADERS, self.id, _checked(metadata), self._compression))
+
+    def set_compression(self, compression: grpc.Compression) -> None:
+        """How answers go out, where the client takes gzip (which deflate becomes, too); before anything is sent."""
+        if self._headers_sent:
+            raise RuntimeError("compression is to be set before anything is sent")
+        self._compression = _NONE if compression is grpc.Compression.NoCompression else _GZIP
+
+    def disable_next_message_compression(self) -> None:
+        """The next answer goes out as it is."""
+        self._plain = True
 
     async def abort(self, code: Any, details: str = "", trailing_metadata: _Metadata = ()) -> None:
         """Ends the call with a status: never returns."""
@@ -106,7 +121,7 @@ class NativeCall:
     async def send(self, data: bytes) -> None:
         """Sends a message; waits while too much is unsent."""
         self._headers_sent = True
-        self._put((MESSAGE, self.id, data))
+        self._put((MESSAGE, self.id, data, self.compression()))
         self._sent += len(data)
         while self._sent - self._left > _UNSENT:
             self._writer = asyncio.get_running_loop().create_future()
@@ -123,6 +138,11 @@ class NativeCall:
             message = self._messages.popleft()
             self._put((READ, self.id, len(message) + _MESSAGE_COST))
             yield message
+
+    def compression(self) -> int:
+        """What the front is told of the compression of the next message."""
+        plain, self._plain = self._plain, False
+        return self._compression + (_PLAIN if plain else 0)
 
     def on_message(self, data: bytes) -> None:
         """The client sent a message."""

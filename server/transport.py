@@ -8,13 +8,15 @@ at the edge.
 Ordering: a handler starts on the loop in order of arrival; its answer goes out when it returns. A call that the client
 cancelled, or whose deadline passed, has its handler's task cancelled.
 
-Implementations: `grpcio` (transport_grpcio.py). A native one replaces `ModelInfer` by C++ threads that fill the same
-queues, and passes every other method on to these handlers.
+Implementations: `grpcio` (transport_grpcio.py) and `native` (transport_native.py), whose C++ threads serve hot methods
+by themselves and pass every other one on to these handlers. What they may differ in: which status a client gets that
+breaks the protocol; the wording of messages that no handler wrote; and that grpcio shows a handler that waits for a
+stream's next message the end of the stream, where the client has in fact cancelled it.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -32,13 +34,35 @@ Observer = Callable[[str, str], None]
 
 
 class Call(Protocol):
-    """What a handler may ask about its call. grpc.aio's ServicerContext is one as it is."""
+    """What a handler may ask and say about its call. grpc.aio's ServicerContext is one as it is."""
 
     def time_remaining(self) -> float | None:
         """Seconds until the call's deadline; None without one."""
 
     def invocation_metadata(self) -> Any:
-        """Pairs of the client's metadata; None without any."""
+        """Pairs of the client's metadata, None without any. Names are lower-case; values of names that end in "-bin"
+        are bytes, all others str."""
+
+    def peer(self) -> str:
+        """Where the client is, in gRPC's words: "ipv4:127.0.0.1:50000", "unix:"."""
+        ...
+
+    def auth_context(self) -> Mapping[str, Iterable[bytes]]:
+        """What TLS knows of the client: "transport_security_type", and where it gave a certificate
+        "x509_common_name", "x509_subject_alternative_name", "x509_pem_cert". Without TLS, nothing of these."""
+        ...
+
+    async def send_initial_metadata(self, initial_metadata: Any) -> None:
+        """Sends pairs of metadata now, before any message; at most once."""
+
+    def set_trailing_metadata(self, trailing_metadata: Any) -> None:
+        """Pairs of metadata that go with the status."""
+
+    def set_compression(self, compression: Any) -> None:
+        """A grpc.Compression for the answers, if the client takes it; before anything is sent."""
+
+    def disable_next_message_compression(self) -> None:
+        """The next answer goes out as it is."""
 
 
 @dataclass(frozen=True)

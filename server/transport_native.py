@@ -229,7 +229,9 @@ class NativeTransport:
         finally:
             self._calls.pop(call.id, None)
             number = _NUMBERS.get(code, 2)
-            self._put((FINISH, call.id, number, message.encode("utf-8", "replace"), call.trailing, answer))
+            self._put(
+                (FINISH, call.id, number, message.encode("utf-8", "replace"), call.trailing, answer, call.compression())
+            )
             if route.method.accepted:
                 self._accepted -= 1
                 self._ended += 1

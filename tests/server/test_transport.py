@@ -4,131 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import stat
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
 
 import grpc
 import grpc.aio
 import pytest
-from trimtab._native import HAS_FRONT
 from trimtab.protos.v1 import trimtab_pb2 as pb
-from trimtab.server.errors import Draining, InvalidRequest, StartError
-from trimtab.server.transport import Listener, Method, Service, Transport, service
-from trimtab.server.transport_grpcio import GrpcioTransport
+from trimtab.server.errors import StartError
+from trimtab.server.transport import Listener
 
-TRANSPORTS: dict[str, Callable[..., Transport]] = {"grpcio": GrpcioTransport}
-if HAS_FRONT:
-    from trimtab.server.transport_native import NativeTransport
-
-    TRANSPORTS["native"] = NativeTransport
-
-
-class Echo:
-    """Handlers that show what a transport does with them."""
-
-    def __init__(self) -> None:
-        self.entered = asyncio.Event()
-        self.release = asyncio.Event()
-        self.cancelled = asyncio.Event()
-
-    async def raw(self, body: bytes, call: Any) -> bytes:
-        return body[::-1]
-
-    async def remaining(self, body: bytes, call: Any) -> bytes:
-        return repr(call.time_remaining()).encode()
-
-    async def hang(self, body: bytes, call: Any) -> bytes:
-        self.entered.set()
-        try:
-            await self.release.wait()
-        except asyncio.CancelledError:
-            self.cancelled.set()
-            raise
-        return body
-
-    async def invalid(self, body: bytes, call: Any) -> bytes:
-        raise InvalidRequest("expected ä, came ö\n" + "x" * 10_000)
-
-    async def surprise(self, body: bytes, call: Any) -> bytes:
-        raise RuntimeError("a defect")
-
-    async def send(self, request: pb.FeedbackRequest, call: Any) -> pb.FeedbackResponse:
-        return pb.FeedbackResponse(accepted=len(request.labels))
-
-    async def send_stream(self, requests: AsyncIterator[pb.FeedbackRequest], call: Any) -> pb.FeedbackResponse:
-        return pb.FeedbackResponse(accepted=sum([len(request.labels) async for request in requests]))
-
-    async def events(self, request: pb.WatchEventsRequest, call: Any) -> AsyncIterator[pb.Event]:
-        for number in range(3):
-            yield pb.Event(version=number)
-        raise Draining("no more")
-
-    async def attend(self, reports: AsyncIterator[pb.TrainerReport], call: Any) -> AsyncIterator[pb.TrainerCommand]:
-        async for report in reports:
-            yield pb.TrainerCommand(sequence=report.acknowledges)
-
-    def services(self) -> tuple[Service, ...]:
-        handlers = [("Raw", self.raw), ("Remaining", self.remaining), ("Invalid", self.invalid)]
-        handlers += [("Surprise", self.surprise)]
-        methods = [Method(name, "unary", handler, None) for name, handler in handlers]
-        methods.append(Method("Hang", "unary", self.hang, None, accepted=True))
-        services = pb.DESCRIPTOR.services_by_name
-        return (
-            Service("test.Echo", tuple(methods)),
-            service(services["Feedback"], {"Send": self.send, "SendStream": self.send_stream}),
-            service(services["Lifecycle"], {"WatchEvents": self.events, "Attend": self.attend}),
-        )
-
-
-class Calls(list[tuple[str, str]]):
-    """What the observer was told, which may be after the caller has its answer."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._told = asyncio.Event()
-
-    def tell(self, method: str, code: str) -> None:
-        self.append((method, code))
-        self._told.set()
-
-    async def hold(self, *wanted: tuple[str, str]) -> None:
-        """Returns once all of these were told."""
-        async with asyncio.timeout(30):
-            while not set(wanted) <= set(self):
-                self._told.clear()
-                await self._told.wait()
-
-
-class Bench:
-    """A transport with the echo on a port and on a socket."""
-
-    def __init__(self, made: Transport, echo: Echo, port: str, path: Path, calls: Calls) -> None:
-        self.transport, self.echo, self.port, self.path, self.calls = made, echo, port, path, calls
-        self.channel = grpc.aio.insecure_channel(port)
-
-    def raw(self, name: str) -> Any:
-        return self.channel.unary_unary(f"/test.Echo/{name}")
+from .transports import TRANSPORTS, Bench, open_bench, status_of
 
 
 @pytest.fixture(params=sorted(TRANSPORTS))
 async def bench(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Bench]:
-    echo, calls, path = Echo(), Calls(), tmp_path / "admin.sock"
-    made = TRANSPORTS[request.param](max_message_bytes=100_000, observer=calls.tell)
-    addresses = await made.start(
-        [Listener("127.0.0.1:0", echo.services()), Listener(f"unix:{path}", echo.services()[:1])]
-    )
-    bench = Bench(made, echo, addresses[0], path, calls)
-    yield bench
-    await bench.channel.close()
-    await made.stop(0, 0)
-    await made.stop(1, 0)
-
-
-async def status_of(call: Any) -> grpc.aio.AioRpcError:
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await call
-    return caught.value
+    async with open_bench(request.param, tmp_path) as bench:
+        yield bench
 
 
 async def test_raw_bytes_pass_untouched(bench: Bench) -> None:
