@@ -217,7 +217,7 @@ class BatchingSettings(Settings):
     """What a request gets that waited longer: DEADLINE_EXCEEDED, or a place behind all others."""
     allow_timeout_override: bool = True
     """Whether a request's `timeout` parameter takes the default's place."""
-    priority_queue_policy: dict[Scalar, QueuePolicySettings] = {}  # noqa: RUF012  (pydantic copies it)
+    priority_queue_policy: dict[Scalar, QueuePolicySettings] = Field(default_factory=dict)
     """Policies of single priorities, by level: `[model.batching.priority_queue_policy.1]`. The others have the one
     above."""
 
