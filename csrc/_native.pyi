@@ -216,6 +216,10 @@ def crc32c(data: bytes | bytearray | memoryview | NDArray[Any], seed: int = 0) -
 def crc32c_portable(data: bytes | bytearray | memoryview | NDArray[Any], seed: int = 0) -> int:
     """crc32c by tables, on any processor: what crc32c falls back to."""
 
+def sample_ids(ids: NDArray[np.uint8], seed: int, inclusion: float, policy: float) -> tuple[NDArray[np.int32], int]:
+    """Positions of the ids [n, 16] whose hash (trimtab.store.sampling.hash_unit) is below `inclusion`, ascending, and
+    how many are below `policy`."""
+
 class CompiledProgram:
     """A column program for the CPU; immutable, any number of threads may run it. See trimtab.kernels.cpu, its only
     user.

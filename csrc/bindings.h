@@ -13,6 +13,7 @@ void bind_tensors(pybind11::module_& module);  // tensor_bindings.cpp: TensorSch
 void bind_hub(pybind11::module_& module);      // hub_bindings.cpp: Hub, Batch, LocalOrigin, BatchPolicy
 void bind_batch_queue(pybind11::module_& module);  // batch_queue_bindings.cpp: BatchQueue, for tests
 void bind_front(pybind11::module_& module);    // front_bindings.cpp: Front, FrontLimits, EchoTarget; where it was built
+void bind_sampling(pybind11::module_& module);  // sampling.cpp: sample_ids
 void bind_crc(pybind11::module_& module);      // crc32c.cpp: crc32c
 
 }  // namespace trimtab

@@ -522,8 +522,44 @@ std::unique_ptr<TakenBatch> Hub::take(std::int64_t timeout_ns) {
     }
 }
 
+// Copies packed requests' rows into the batch's slab, all of them at once; false where they are not all packed.
+bool Hub::read_packed(TakenBatch& batch) {
+    std::size_t rows = 0;
+    for (const HubRequest* request : batch.requests) {
+        if (request->rows.packed() == nullptr) return false;
+        rows += request->place.rows;
+    }
+    thread_local std::vector<float*> columns;
+    Slab& slab = *batch.rows.slab;
+    try {
+        slab.grow_reals(rows, columns);
+    } catch (const std::bad_alloc&) {
+        slab.truncate(0);
+        return false;  // one by one, so that what fits is served
+    }
+    std::size_t first = 0;
+    for (const HubRequest* request : batch.requests) {
+        copy_packed(request->rows.packed(), request->place.rows, columns, first);
+        first += request->place.rows;
+        batch.counts.push_back(request->place.rows);
+        batch.times_us.push_back(request->time_us);
+        batch.ids.push_back(make_request_id());
+    }
+    slab.commit(rows);
+    return true;
+}
+
 // Copies the requests' rows into the batch's slab; a request that cannot be read fails alone.
 void Hub::read(TakenBatch& batch) {
+    const std::size_t requests = batch.requests.size();
+    batch.counts.reserve(requests);
+    batch.times_us.reserve(requests);
+    batch.ids.reserve(requests);
+    if (!batch.rows.slab || !read_packed(batch)) read_each(batch);
+    batch.marks.read = monotonic_ns();
+}
+
+void Hub::read_each(TakenBatch& batch) {
     std::vector<HubRequest*> bad;
     std::size_t kept = 0;
     for (HubRequest* request : batch.requests) {
@@ -536,7 +572,6 @@ void Hub::read(TakenBatch& batch) {
             }
             batch.ids.push_back(make_request_id());
         } catch (const std::exception& error) {
-            request->status = StatusCode::invalid_argument;
             request->message = error.what();
             bad.push_back(request);
             continue;
@@ -546,10 +581,10 @@ void Hub::read(TakenBatch& batch) {
         batch.times_us.push_back(request->time_us);
     }
     batch.requests.resize(kept);
-    batch.marks.read = monotonic_ns();
+    const std::int64_t now = monotonic_ns();
     for (HubRequest* request : bad) {
         const std::int64_t arrived = request->arrived;
-        batch.model->statistics.failure(batch.version, {&arrived, 1}, batch.marks.read);
+        batch.model->statistics.failure(batch.version, {&arrived, 1}, now);
         const std::string message = request->message;
         std::vector<HubRequest*> one{request};
         end_with(one, StatusCode::invalid_argument, message);

@@ -109,6 +109,8 @@ class Hub final : public HotTarget, public std::enable_shared_from_this<Hub> {
     std::unique_ptr<TakenBatch> decide(std::int64_t now, std::int64_t& wait_until, std::vector<HubRequest*>& expired,
                                        std::vector<HubRequest*>& orphaned);
     void read(TakenBatch& batch);
+    bool read_packed(TakenBatch& batch);
+    void read_each(TakenBatch& batch);
     void finish(TakenBatch& batch);                 // after its requests have been delivered
     void deliver(std::span<HubRequest* const> requests) noexcept;
     void deliver_now(std::span<HubRequest* const> requests) noexcept;

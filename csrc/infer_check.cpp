@@ -105,6 +105,7 @@ class InferRows::Checker {
         for (std::size_t field = 0; field < schema_.fields.size(); ++field) {
             if (inputs_[field] != kNone) check_field(field, inputs_[field]);
         }
+        if (rows_.packed_ != nullptr) return;  // any float is a real
         for (std::size_t field = 0; field < schema_.fields.size(); ++field) check_values(field);
     }
 
@@ -182,6 +183,7 @@ class InferRows::Checker {
         }
         check_rows(input);
         const std::string_view data = elements(index, *traits, width);
+        if (traits->datatype == Datatype::fp32 && schema_.keys == 0) rows_.packed_ = data.data();
         for (std::size_t field = 0; field < width; ++field) {
             rows_.sources_[field] = {.datatype = traits->datatype,
                                      .data = data.data() + field * traits->width,
@@ -298,6 +300,7 @@ class InferRows::Checker {
 void InferRows::assign(const InferMessage& message, const std::shared_ptr<const Schema>& schema) {
     if (schema_ != schema) schema_ = schema;
     rows_ = 0;
+    packed_ = nullptr;
     copies_.clear();
     Checker(*this, message).run();
 }

@@ -6,7 +6,9 @@
 #pragma once
 
 #include <cstddef>
+#include <cstring>
 #include <memory>
+#include <span>
 #include <string_view>
 #include <vector>
 
@@ -37,6 +39,10 @@ class InferRows {
     // so that a request split over batches is read once.
     void append_to(Slab& slab, std::size_t start, std::size_t stop);
 
+    // Where all fields are real and came as one FP32 tensor: its values, row after row; else null. Many small requests
+    // are copied faster from here, by whoever has made room for all of them (see copy_packed).
+    const char* packed() const { return packed_; }
+
   private:
     // Where a field's values lie.
     struct Source {
@@ -55,7 +61,18 @@ class InferRows {
     std::vector<Source> sources_;            // one a field
     std::vector<std::vector<char>> copies_;  // typed contents in raw form
     std::vector<std::size_t> inputs_;        // of each field; the checker's
+    const char* packed_ = nullptr;
     std::size_t rows_ = 0;
 };
+
+// Copies `rows` packed rows into columns from row `first` on.
+inline void copy_packed(const char* packed, std::size_t rows, std::span<float* const> columns, std::size_t first) {
+    for (std::size_t row = first; row < first + rows; ++row) {
+        for (float* column : columns) {
+            std::memcpy(column + row, packed, sizeof(float));
+            packed += sizeof(float);
+        }
+    }
+}
 
 }  // namespace trimtab

@@ -10,6 +10,7 @@ PYBIND11_MODULE(_native, module) {
     trimtab::bind_hot(module);
     trimtab::bind_hub(module);
     trimtab::bind_batch_queue(module);
+    trimtab::bind_sampling(module);
     trimtab::bind_crc(module);
 #ifdef TRIMTAB_FRONT
     trimtab::bind_front(module);

@@ -96,6 +96,16 @@ class Slab {
         rows_ = rows;
     }
 
+    // Makes room for so many rows more in columns that are all real or boolean, and gives where each column's values
+    // begin; the caller fills them, then commits.
+    void grow_reals(std::size_t rows, std::vector<float*>& begins) {
+        begins.clear();
+        for (Column& column : columns_) {
+            column.reals.resize(rows_ + rows);
+            begins.push_back(column.reals.data());
+        }
+    }
+
     // Called by a writer once every column has `rows` rows.
     void commit(std::size_t rows) { rows_ = rows; }
 

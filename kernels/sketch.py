@@ -69,6 +69,17 @@ class Sketch:
         self.spec = spec
         self.counts: NDArray[np.uint64] = np.zeros(spec.offsets[-1], np.uint64)
         self.moments: NDArray[np.float64] = np.zeros((len(spec.fields) + 1) * MOMENTS, np.float64)
+        start, stop = spec.offsets[-2:]
+        prediction = spec.prediction
+        # What adding predictions takes, with views into the arrays above.
+        self._prediction = (
+            np.asarray(prediction.edges, np.float32),
+            prediction.low,
+            prediction.high,
+            prediction.shift,
+            self.counts[start:stop],
+            self.moments[-MOMENTS:],
+        )
         self.clear()
 
     @property
@@ -100,17 +111,7 @@ class Sketch:
 
     def add_predictions(self, values: NDArray[np.float32]) -> None:
         """Adds predictions, [n] of float32; NaN counts as missing."""
-        spec = self.spec.prediction
-        start, stop = self.spec.offsets[-2:]
-        sketch_values(
-            np.ascontiguousarray(values, np.float32).reshape(-1),
-            np.asarray(spec.edges, np.float32),
-            spec.low,
-            spec.high,
-            spec.shift,
-            self.counts[start:stop],
-            self.moments[-MOMENTS:],
-        )
+        sketch_values(np.ascontiguousarray(values, np.float32).reshape(-1), *self._prediction)
 
     def field(self, index: int) -> FieldSummary:
         """The summary of the field at a position of the spec; -1 is the prediction."""

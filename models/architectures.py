@@ -12,7 +12,7 @@ costs one lookup.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -24,9 +24,12 @@ from trimtab.models.entry import ColumnShape, Definition
 from trimtab.models.errors import ArchitectureError, CodeError
 from trimtab.models.tasks import Task
 
-__all__ = ["Linear", "Mlp", "Network", "Own", "build"]
+__all__ = ["Forward", "Linear", "Mlp", "Network", "Own", "build"]
 
 MAX_WIDTH = 1 << 16
+
+Forward = Callable[[Tensor, Tensor], Tensor]
+"""features f32[n, F], ids i64[n, C] -> logits [n, K]."""
 
 
 class Network(nn.Module):
@@ -51,6 +54,11 @@ class Network(nn.Module):
         for module in self.modules():
             if isinstance(module, Dropout):
                 module.generator = generator
+
+    def forward_of(self) -> Forward:
+        """The forward pass for serving: the same operations on the same weights, without nn.Module's way of calling,
+        which costs more than a small layer does. For a module in evaluation mode that does not change any more."""
+        return self.forward
 
     def size(self) -> int:
         """Bytes of the weights."""
@@ -130,6 +138,19 @@ class Mlp(Network):
         x = torch.cat([features, self.embed(ids).flatten(1)], dim=1) if self.n_ids else features
         logits: Tensor = self.layers(x)
         return logits
+
+    def forward_of(self) -> Forward:
+        """See Network."""
+        *hidden, last = [(layer.weight, layer.bias) for layer in self.layers if isinstance(layer, Dense)]
+        linear, embed = functional.linear, self.embed if self.n_ids else None
+
+        def forward(features: Tensor, ids: Tensor) -> Tensor:
+            x = features if embed is None else torch.cat([features, embed(ids).flatten(1)], dim=1)
+            for weight, bias in hidden:
+                x = linear(x, weight, bias).relu_()
+            return linear(x, *last)
+
+        return forward
 
 
 class Own(Network):

@@ -64,6 +64,7 @@ class LoadedVersion:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "_executor", executor_for(self.program, self.device.type))
+        object.__setattr__(self, "_forward", self.module.forward_of())
 
     def predict(self, slab: Slab, sketch: Sketch | None = None, start: int = 0, stop: int = -1) -> NDArray[np.float32]:
         """float32 [n, K] predictions of the slab's rows [start, stop), −1 being its end.
@@ -75,7 +76,8 @@ class LoadedVersion:
             x, i = torch.from_numpy(features), torch.from_numpy(ids)
             if self.device.type != "cpu":
                 x, i = x.to(self.device), i.to(self.device)
-            predictions: NDArray[np.float32] = self.task.predict(self.module(x, i)).cpu().numpy()
+            logits = self._forward(x, i)  # type: ignore[attr-defined]
+            predictions: NDArray[np.float32] = self.task.predict(logits).cpu().numpy()
         if sketch is not None:
             sketch.add_predictions(self.task.summary(predictions))
         return predictions

@@ -22,9 +22,12 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from trimtab._native import sample_ids
 from trimtab.store.settings import CaptureSettings
 
 __all__ = ["Kept", "Sampler", "hash_unit"]
+
+_MASK = 0xFFFFFFFFFFFFFFFF
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +63,10 @@ class Sampler:
         policy = self._policy(predictions)
         if cap >= 1.0 and isinstance(policy, float) and policy >= 1.0:
             kept = Kept(None, np.ones(rows, np.float32), 0, 0)
+        elif isinstance(policy, float):
+            share = policy * cap
+            indices, wanted = sample_ids(request_ids, self._seed & _MASK, share, policy)
+            kept = Kept(indices, np.full(len(indices), share, np.float32), rows - wanted, wanted - len(indices))
         else:
             number = hash_unit(request_ids, self._seed)
             inclusion = np.broadcast_to(np.asarray(policy * cap, np.float64), (rows,))
@@ -105,7 +112,7 @@ def hash_unit(request_ids: NDArray[np.uint8], seed: int = 0) -> NDArray[np.float
     """[n] numbers in [0, 1), one per id of [n, 16]: the finaliser of splitmix64 (Steele et al., 2014) over both
     halves."""
     halves = np.ascontiguousarray(request_ids).view("<u8").reshape(-1, 2)
-    mixed = halves[:, 0] * np.uint64(0x9E3779B97F4A7C15) ^ halves[:, 1] ^ np.uint64(seed & 0xFFFFFFFFFFFFFFFF)
+    mixed = halves[:, 0] * np.uint64(0x9E3779B97F4A7C15) ^ halves[:, 1] ^ np.uint64(seed & _MASK)
     mixed = (mixed ^ mixed >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)
     mixed = (mixed ^ mixed >> np.uint64(27)) * np.uint64(0x94D049BB133111EB)
     mixed ^= mixed >> np.uint64(31)

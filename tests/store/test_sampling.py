@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from trimtab._native import sample_ids
 from trimtab.store.sampling import Sampler, hash_unit
 from trimtab.store.settings import CaptureSettings
 
@@ -154,3 +155,17 @@ def test_the_hash_is_spread_evenly_over_real_ids() -> None:
     ids = np.frombuffer(b"".join(new_request_id() for _ in range(20_000)), np.uint8).reshape(-1, 16)
     counts, _ = np.histogram(hash_unit(ids, 7), bins=20, range=(0.0, 1.0))
     assert ((counts - 1000) ** 2 / 1000).sum() < 60  # chi-square with 19 degrees of freedom: p ≈ 4e-6
+
+
+@given(
+    st.binary(max_size=320),
+    st.integers(0, (1 << 64) - 1),
+    st.floats(0, 1),
+    st.floats(0, 1),
+)
+def test_the_native_choice_is_the_hashs(data: bytes, seed: int, inclusion: float, policy: float) -> None:
+    ids = np.frombuffer(data[: len(data) // 16 * 16], np.uint8).reshape(-1, 16)
+    kept, wanted = sample_ids(ids, seed, inclusion, policy)
+    number = hash_unit(ids, seed)
+    np.testing.assert_array_equal(kept, np.flatnonzero(number < inclusion))
+    assert wanted == np.count_nonzero(number < policy)
