@@ -39,7 +39,6 @@ def test_logits_have_the_tasks_width(config: dict[str, Any], task: Task, rows: i
 
 
 @pytest.mark.parametrize("config", CONFIGS)
-@pytest.mark.parametrize("config", CONFIGS)
 def test_the_serving_pass_gives_the_same_bits(config: dict[str, Any]) -> None:
     module = build(config, PROGRAM, TASKS[1]).eval().requires_grad_(False)
     with torch.no_grad():
@@ -49,6 +48,7 @@ def test_the_serving_pass_gives_the_same_bits(config: dict[str, Any]) -> None:
             assert torch.equal(module.forward_of()(*inputs(rows)), module(*inputs(rows)))
 
 
+@pytest.mark.parametrize("config", CONFIGS)
 def test_equal_configurations_start_equal_and_leave_the_global_generator_alone(config: dict[str, Any]) -> None:
     before = torch.get_rng_state()
     first, second = (build(config, PROGRAM, TASKS[0]).state_dict() for _ in range(2))
