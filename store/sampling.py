@@ -65,7 +65,7 @@ class Sampler:
             kept = Kept(None, np.ones(rows, np.float32), 0, 0)
         elif isinstance(policy, float):
             share = policy * cap
-            indices, wanted = sample_ids(request_ids, self._seed & _MASK, share, policy)
+            indices, wanted = sample_ids(np.ascontiguousarray(request_ids), self._seed & _MASK, share, policy)
             kept = Kept(indices, np.full(len(indices), share, np.float32), rows - wanted, wanted - len(indices))
         else:
             number = hash_unit(request_ids, self._seed)
