@@ -245,9 +245,11 @@ class CompiledProgram:
         moments: NDArray[np.float64] | None,
         start: int = 0,
         stop: int = -1,
+        features: NDArray[np.float32] | None = None,
+        ids: NDArray[np.int64] | None = None,
     ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """Features [n, n_features] and ids [n, n_ids] of rows [start, stop); adds them to counts and moments, in
-        place.
+        """Features [n, n_features] and ids [n, n_ids] of rows [start, stop), in the arrays given or new ones; adds
+        them to counts and moments, in place.
 
         ValueError on a slab of another schema or arrays that are too short, IndexError on rows out of range.
         """
@@ -261,7 +263,8 @@ def sketch_values(
     counts: NDArray[np.uint64],
     moments: NDArray[np.float64],
 ) -> None:
-    """Adds values to one field's part of a sketch's counts and moments, in place."""
+    """Adds values [n], or of values [n, width] each row's largest (NaN where one of them is), to one field's part of a
+    sketch's counts and moments, in place."""
 
 HAS_FRONT: bool
 """Whether the native HTTP/2 front was built."""

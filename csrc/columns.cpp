@@ -3,6 +3,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <cmath>
 #include <optional>
 #include <stdexcept>
 #include <string>
@@ -18,6 +19,8 @@ namespace {
 
 using Counts = py::array_t<std::uint64_t, py::array::c_style>;
 using Moments = py::array_t<double, py::array::c_style>;
+using Features = py::array_t<float, py::array::c_style>;
+using Ids = py::array_t<std::int64_t, py::array::c_style>;
 using OpTuple = std::tuple<std::string, std::vector<double>, std::vector<std::int64_t>, std::vector<py::bytes>>;
 using ChainTuple = std::tuple<std::size_t, std::vector<OpTuple>>;
 using SketchTuple = std::tuple<std::string, std::vector<double>, std::vector<std::int64_t>, std::vector<py::bytes>, std::size_t>;
@@ -51,8 +54,14 @@ void require_length(const Array& array, std::size_t least, const char* what) {
     }
 }
 
+void require_shape(const py::array& array, py::ssize_t rows, std::size_t columns, const char* what) {
+    if (array.ndim() != 2 || array.shape(0) != rows || array.shape(1) != static_cast<py::ssize_t>(columns)) {
+        throw std::invalid_argument("expected " + std::string(what) + " [" + std::to_string(rows) + ", " + std::to_string(columns) + "]");
+    }
+}
+
 py::tuple run(const CompiledProgram& program, const Slab& slab, std::optional<Counts> counts, std::optional<Moments> moments,
-              py::ssize_t start, py::ssize_t stop) {
+              py::ssize_t start, py::ssize_t stop, std::optional<Features> into_features, std::optional<Ids> into_ids) {
     if (!program.reads(slab.schema())) throw std::invalid_argument("expected a slab of the program's schema, came one of another");
     const auto rows = static_cast<py::ssize_t>(slab.rows());
     if (stop == -1) stop = rows;
@@ -61,8 +70,10 @@ py::tuple run(const CompiledProgram& program, const Slab& slab, std::optional<Co
                                 std::to_string(stop) + ")");
     }
     if (counts.has_value() != moments.has_value()) throw std::invalid_argument("expected both counts and moments, or neither");
-    py::array_t<float> features({stop - start, static_cast<py::ssize_t>(program.n_features())});
-    py::array_t<std::int64_t> ids({stop - start, static_cast<py::ssize_t>(program.n_ids())});
+    Features features = into_features ? *into_features : Features({stop - start, static_cast<py::ssize_t>(program.n_features())});
+    Ids ids = into_ids ? *into_ids : Ids({stop - start, static_cast<py::ssize_t>(program.n_ids())});
+    require_shape(features, stop - start, program.n_features(), "features");
+    require_shape(ids, stop - start, program.n_ids(), "ids");
     ColumnOutput output{features.mutable_data(), ids.mutable_data(), nullptr, nullptr};
     if (counts) {
         require_length(*counts, program.n_counts(), "counts");
@@ -80,17 +91,30 @@ py::tuple run(const CompiledProgram& program, const Slab& slab, std::optional<Co
     return py::make_tuple(std::move(features), std::move(ids));
 }
 
-void add_values(const py::array_t<float, py::array::c_style>& values, const py::array_t<float, py::array::c_style>& edges, float low,
-                float high, double shift, Counts counts, Moments moments) {
+// One value a row: the row's largest where it has several, NaN where one of them is.
+float of_row(const float* row, py::ssize_t width) {
+    float most = row[0];
+    for (py::ssize_t i = 1; i < width; ++i) most = row[i] > most || std::isnan(row[i]) ? row[i] : most;
+    return most;
+}
+
+void add_values(const Features& values, const Features& edges, float low, float high, double shift, Counts counts, Moments moments) {
     const auto count = static_cast<std::size_t>(edges.size());
     require_length(edges, 0, "edges");
-    require_length(values, 0, "values");
+    if (values.ndim() < 1 || values.ndim() > 2) throw std::invalid_argument("expected values [n] or [n, width]");
     require_length(counts, kSketchPrefix + count + 1, "counts");
     require_length(moments, kSketchMoments, "moments");
     SketchLanes lanes;
     const SketchEdges field{{edges.data(), edges.data() + count}, low, high, shift};
-    sketch_values(field, {values.data(), static_cast<std::size_t>(values.size())}, 0, counts.mutable_data(), moments.mutable_data(),
-                  lanes);
+    const auto rows = static_cast<std::size_t>(values.shape(0));
+    const py::ssize_t width = values.ndim() == 2 ? values.shape(1) : 1;
+    if (width == 1) {
+        sketch_values(field, {values.data(), rows}, 0, counts.mutable_data(), moments.mutable_data(), lanes);
+    } else if (width > 1) {
+        std::vector<float> each(rows);
+        for (std::size_t i = 0; i < rows; ++i) each[i] = of_row(values.data() + i * static_cast<std::size_t>(width), width);
+        sketch_values(field, each, 0, counts.mutable_data(), moments.mutable_data(), lanes);
+    }
     lanes.finish(moments.mutable_data());
 }
 
@@ -103,10 +127,10 @@ void bind_columns(py::module_& module) {
         .def_property_readonly("n_features", &CompiledProgram::n_features)
         .def_property_readonly("n_ids", &CompiledProgram::n_ids)
         .def("run", &run, py::arg("slab"), py::arg("counts").noconvert(), py::arg("moments").noconvert(), py::arg("start") = 0,
-             py::arg("stop") = -1);
+             py::arg("stop") = -1, py::arg("features").noconvert() = py::none(), py::arg("ids").noconvert() = py::none());
     module.def("sketch_values", &add_values, py::arg("values").noconvert(), py::arg("edges").noconvert(), py::arg("low"), py::arg("high"),
                py::arg("shift"), py::arg("counts").noconvert(), py::arg("moments").noconvert(),
-               "Adds values to one field's part of a sketch's counts and moments, in place.");
+               "Adds values (of [n, width] each row's largest) to one field's part of a sketch's counts and moments, in place.");
 }
 
 }  // namespace trimtab

@@ -118,15 +118,16 @@ TRIMTAB_HD inline float emit(double x) { return std::isnan(x) ? 0.0F : static_ca
 // --- bins and ids -----------------------------------------------------------------------------------------------------
 
 // The number of edges <= x, for x that is not NaN; -Inf and +Inf fall into the first and last bin. Edges increase strictly.
+// Without a branch on x: what values come next cannot be guessed, and a wrong guess costs more than the whole search.
 TRIMTAB_HD inline std::size_t bin_of(float x, const float* edges, std::size_t count) {
-    std::size_t low = 0;
-    while (count > 0) {
+    if (count == 0) return 0;
+    const float* first = edges;
+    while (count > 1) {
         const std::size_t half = count / 2;
-        const bool right = edges[low + half] <= x;
-        low = right ? low + half + 1 : low;
-        count = right ? count - half - 1 : half;
+        first += static_cast<std::size_t>(first[half - 1] <= x) * half;
+        count -= half;
     }
-    return low;
+    return static_cast<std::size_t>(first - edges) + static_cast<std::size_t>(*first <= x);
 }
 
 TRIMTAB_HD inline std::int64_t bucketise(float x, const float* edges, std::size_t count) {

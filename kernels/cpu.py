@@ -1,7 +1,7 @@
 """The CPU executor: a column program compiled to native code (csrc/columns_program.h).
 
-Compiling happens once, in the constructor; running allocates its outputs and nothing else in Python. An executor is
-immutable and may be used by any number of threads at a time, each with a slab and a sketch of its own.
+Compiling happens once, in the constructor; running allocates its outputs, where none are given, and nothing else in
+Python. Any number of threads may use an executor at a time, each with a slab, a sketch and outputs of its own.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ class CpuExecutor:
 
     def __init__(self, program: ColumnProgram) -> None:
         self.program = program
+        # The spec that was compared last and is the same: comparing takes longer than a small batch.
+        self._same = program.sketch
         chains = [(chain.field, [_native_op(op) for op in chain.operations]) for chain in program.chains]
         try:
             self._compiled = CompiledProgram(program.schema, chains, [_native_field(f) for f in program.sketch.fields])
@@ -34,10 +36,16 @@ class CpuExecutor:
             raise ProgramError("column program: native code lays out its outputs in another way")
 
     def run(
-        self, slab: Slab, sketch: Sketch | None = None, start: int = 0, stop: int = -1
+        self,
+        slab: Slab,
+        sketch: Sketch | None = None,
+        start: int = 0,
+        stop: int = -1,
+        features: NDArray[np.float32] | None = None,
+        ids: NDArray[np.int64] | None = None,
     ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """Features, float32 [n, n_features], and ids, int64 [n, n_ids], of the slab's rows [start, stop); -1 is the
-        end.
+        end; in `features` and `ids`, where they are given, C-contiguous and of those shapes.
 
         Adds the raw values of the same rows to `sketch`. The GIL is released on long inputs: nobody else may touch the
         slab or the sketch until the call returns. Raises ExecutorError for a slab of another schema, rows out of range,
@@ -45,12 +53,14 @@ class CpuExecutor:
         """
         counts = moments = None
         if sketch is not None:
-            if sketch.spec is not self.program.sketch and sketch.spec != self.program.sketch:
-                raise ExecutorError("the sketch's spec is not the program's")
+            if sketch.spec is not self._same:
+                if sketch.spec != self.program.sketch:
+                    raise ExecutorError("the sketch's spec is not the program's")
+                self._same = sketch.spec
             counts, moments = sketch.counts, sketch.moments
         try:
-            return self._compiled.run(slab, counts, moments, start, stop)
-        except (ValueError, IndexError) as error:
+            return self._compiled.run(slab, counts, moments, start, stop, features, ids)
+        except (ValueError, IndexError, TypeError) as error:
             raise ExecutorError(str(error)) from None
 
 

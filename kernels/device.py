@@ -23,7 +23,13 @@ class Executor(Protocol):
     program: ColumnProgram
 
     def run(
-        self, slab: Slab, sketch: Sketch | None = None, start: int = 0, stop: int = -1
+        self,
+        slab: Slab,
+        sketch: Sketch | None = None,
+        start: int = 0,
+        stop: int = -1,
+        features: NDArray[np.float32] | None = None,
+        ids: NDArray[np.int64] | None = None,
     ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """See `CpuExecutor.run`."""
         ...

@@ -110,8 +110,8 @@ class Sketch:
         mine[:, 2:] += theirs[:, 2:]
 
     def add_predictions(self, values: NDArray[np.float32]) -> None:
-        """Adds predictions, [n] of float32; NaN counts as missing."""
-        sketch_values(np.ascontiguousarray(values, np.float32).reshape(-1), *self._prediction)
+        """Adds predictions, float32 [n], or of several outputs [n, K] each row's largest; NaN counts as missing."""
+        sketch_values(values, *self._prediction)
 
     def field(self, index: int) -> FieldSummary:
         """The summary of the field at a position of the spec; -1 is the prediction."""

@@ -320,6 +320,36 @@ def test_start_and_stop() -> None:
             executor.run(slab, None, start, stop)
 
 
+def test_outputs_that_are_given() -> None:
+    program, slab = numbers_program(300)
+    executor = CpuExecutor(program)
+    features, ids = executor.run(slab)
+    into = np.full_like(features, 7.0), np.full_like(ids, 7)
+    given_back = executor.run(slab, None, 0, -1, *into)
+    assert given_back[0] is into[0]
+    assert given_back[1] is into[1]
+    assert into[0].tobytes() == features.tobytes()
+    assert into[1].tobytes() == ids.tobytes()
+    frozen = into[0].copy()
+    frozen.flags.writeable = False
+    wrong = (into[0][1:], into[0][:, :-1], into[0].astype(np.float64), np.asfortranarray(into[0]), into[0][0], frozen)
+    for array in wrong:
+        with pytest.raises(ExecutorError):
+            executor.run(slab, None, 0, -1, array, into[1])  # type: ignore[arg-type]
+    with pytest.raises(ExecutorError):
+        executor.run(slab, None, 0, -1, into[0], np.zeros((300, program.n_ids + 1), np.int64))
+
+
+def test_sketch_of_an_equal_spec_that_is_another_object() -> None:
+    program, slab = numbers_program(20)
+    executor, twin = CpuExecutor(program), ColumnProgram.from_json(program.to_json())
+    own, equal = Sketch(program.sketch), Sketch(twin.sketch)
+    for sketch in (own, equal, own, equal):
+        executor.run(slab, sketch)
+    assert own == equal
+    assert own.rows == 40
+
+
 def test_slab_or_sketch_of_another_kind() -> None:
     program, slab = numbers_program(3)
     executor = CpuExecutor(program)

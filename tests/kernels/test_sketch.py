@@ -5,10 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pyarrow as pa
 import pytest
+from trimtab._native import sketch_values
 from trimtab.kernels.cpu import CpuExecutor
 from trimtab.kernels.errors import SketchError
 from trimtab.kernels.program import CategoryField, ColumnProgram, Field, RealField, SketchSpec
 from trimtab.kernels.sketch import Sketch
+from trimtab.kernels.sketch_spec import PREFIX
 from trimtab.kernels.slabs import slab_from_arrow
 
 INF = float("inf")
@@ -63,6 +65,50 @@ def test_predictions() -> None:
     assert (prediction.rows, prediction.missing, prediction.buckets.tolist()) == (4, 1, [1, 1, 1])
     assert prediction.mean == pytest.approx((0.1 + 0.25 + 0.9) / 3, rel=1e-6)
     assert sketch.rows == 0
+
+
+def test_predictions_of_several_outputs_count_by_their_largest() -> None:
+    one, other = Sketch(SPEC), Sketch(SPEC)
+    values = np.asarray([[0.1, 0.2, 0.7], [0.3, np.nan, 0.9], [-0.5, -0.25, -1.0]], np.float32)
+    one.add_predictions(values)
+    other.add_predictions(values.max(axis=1))
+    assert one == other
+    assert one.prediction.missing == 1
+    empty = Sketch(SPEC)
+    empty.add_predictions(np.zeros((0, 3), np.float32))
+    assert empty == Sketch(SPEC)
+
+
+@pytest.mark.parametrize("edges", [0, 1, 31, 64, 65, 200])
+@pytest.mark.parametrize("rows", [1, 15, 16, 17, 300])
+@pytest.mark.parametrize("hostile", [False, True])
+def test_blocks_of_values_count_as_each_value_alone(edges: int, rows: int, hostile: bool) -> None:
+    """Against NumPy, to the bit: a block that holds NaN or an infinity goes another way than the one beside it."""
+    rng = np.random.default_rng(rows)
+    bounds = np.unique(rng.normal(size=edges).astype(np.float32))
+    values = np.concatenate([bounds[: rows // 2], rng.normal(size=rows).astype(np.float32)])[:rows]
+    values[rng.integers(0, rows)] = -0.0
+    if hostile:
+        values[rng.integers(0, rows, 3)] = [np.nan, INF, -INF]
+    counts = np.zeros(PREFIX + len(bounds) + 1, np.uint64)
+    moments = np.array([INF, -INF, 0.0, 0.0])
+    sketch_values(values, bounds, -0.5, 0.5, 0.125, counts, moments)
+
+    known, finite = ~np.isnan(values), np.isfinite(values)
+    outside = np.count_nonzero((values[known] < -0.5) | (values[known] > 0.5))
+    infinite = [np.count_nonzero(values == -INF), np.count_nonzero(values == INF)]
+    bins = np.bincount(np.searchsorted(bounds, values[known], side="right"), minlength=len(bounds) + 1)
+    np.testing.assert_array_equal(counts, [np.count_nonzero(~known), outside, *infinite, *bins])
+    shifted = np.where(finite, values.astype(np.float64) - 0.125, 0.0)
+    lanes = np.zeros((2, 8))
+    for row, d in enumerate(shifted):
+        lanes[:, row % 8] += d, d * d
+    a, b, c, d, e, f, g, h = lanes.T
+    expected = ((a + e) + (c + g)) + ((b + f) + (d + h))
+    assert moments[2:].tobytes() == expected.tobytes()
+    if finite.any():
+        assert (moments[0], moments[1]) == (values[finite].min(), values[finite].max())
+        assert not np.signbit(moments[:2][moments[:2] == 0]).any()
 
 
 def test_merge_equals_the_whole() -> None:
