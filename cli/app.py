@@ -28,6 +28,10 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "drift": ("trimtab.cli.drift", "drift", "How what is served differs from what was trained on."),
     "promote": ("trimtab.cli.promote", "promote", "Make a version live."),
     "rollback": ("trimtab.cli.promote", "rollback", "Make the previous version live again."),
+    "publish": ("trimtab.cli.publish", "publish", "Publish weights that were made elsewhere as a version."),
+    "alias": ("trimtab.cli.alias", "alias", "Make a name stand for a version."),
+    "load": ("trimtab.cli.repository", "load", "Load a model into the running server."),
+    "unload": ("trimtab.cli.repository", "unload", "Unload a model from the running server."),
     "retrain": ("trimtab.cli.retrain", "retrain", "Train a challenger now."),
 }
 

@@ -54,6 +54,8 @@ def versions(model: Model = "", directory: Directory = Path("."), as_json: Json 
             ],
             right=("version", "parent", "rows", main.replace("_", " ")),
         )
+        if listed.aliases:
+            output.say(", ".join(f"{name} is version {at}" for name, at in sorted(listed.aliases.items())))
     output.result(
         {
             "model": settings.name,
@@ -61,6 +63,8 @@ def versions(model: Model = "", directory: Directory = Path("."), as_json: Json 
             "live": listed.live or None,
             "previous": listed.previous or None,
             "epoch": listed.epoch,
+            "aliases": dict(listed.aliases),
+            "loaded": list(listed.loaded),
             "versions": [
                 {
                     "version": item.version,
@@ -106,4 +110,5 @@ def _from_disk(project: Project, model: str) -> ListVersionsResponse:
         live=live.live,
         previous=live.previous or 0,
         epoch=live.epoch,
+        aliases=live.aliases,
     )

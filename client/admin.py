@@ -17,7 +17,9 @@ from trimtab.client.errors import Unavailable
 from trimtab.client.retry import Backoff
 from trimtab.client.types import Event
 from trimtab.client.wire import AsyncWire, Wire
+from trimtab.protos.v1 import inference_pb2 as inference
 from trimtab.protos.v1 import trimtab_pb2 as trimtab
+from trimtab.protos.v1.inference_pb2_grpc import GRPCInferenceServiceStub
 from trimtab.protos.v1.trimtab_pb2_grpc import LifecycleStub
 
 __all__ = ["CALLER", "LONG", "QUICK", "STAGING", "AdminClient", "AsyncAdminClient", "Running", "running"]
@@ -61,6 +63,7 @@ class AdminClient:
     def __init__(self, socket: str | Path, *, retries: int = 4, caller: str = "") -> None:
         self._wire = Wire(str(socket), Backoff(retries), ((CALLER, caller),) if caller else ())
         self._stub = LifecycleStub(self._wire.channel)
+        self._models = GRPCInferenceServiceStub(self._wire.channel)
 
     def status(self, *, timeout: float | None = QUICK) -> trimtab.StatusResponse:
         """The server, its models and its trainer."""
@@ -94,6 +97,25 @@ class AdminClient:
         request = trimtab.RollbackRequest(model_name=model, reason=reason)
         response: trimtab.PromoteResponse = self._wire.call(self._stub.Rollback, request, timeout)
         return response
+
+    def alias(
+        self, model: str, name: str, version: int, *, expected_epoch: int = -1, timeout: float | None = STAGING
+    ) -> trimtab.SetAliasResponse:
+        """Makes a name stand for a version; 0 takes the name away."""
+        request = trimtab.SetAliasRequest(model_name=model, alias=name, version=version, expected_epoch=expected_epoch)
+        response: trimtab.SetAliasResponse = self._wire.call(self._stub.SetAlias, request, timeout)
+        return response
+
+    def load(self, model: str, *, timeout: float | None = STAGING) -> None:
+        """Loads a model of trimtab.toml, which is read anew, or what is new of one that is loaded."""
+        self._wire.call(
+            self._models.RepositoryModelLoad, inference.RepositoryModelLoadRequest(model_name=model), timeout
+        )
+
+    def unload(self, model: str, *, timeout: float | None = STAGING) -> None:
+        """Takes a model away, when what it has accepted is answered."""
+        request = inference.RepositoryModelUnloadRequest(model_name=model)
+        self._wire.call(self._models.RepositoryModelUnload, request, timeout)
 
     def advance(self, data_time_us: int, *, model: str = "", timeout: float | None = LONG) -> trimtab.AdvanceResponse:
         """Moves data time forward, seals what was captured, and returns when the trainer is quiescent."""
@@ -147,6 +169,7 @@ class AsyncAdminClient:
     def __init__(self, socket: str | Path, *, retries: int = 4, caller: str = "") -> None:
         self._wire = AsyncWire(str(socket), Backoff(retries), ((CALLER, caller),) if caller else ())
         self._stub = LifecycleStub(self._wire.channel)
+        self._models = GRPCInferenceServiceStub(self._wire.channel)
 
     async def status(self, *, timeout: float | None = QUICK) -> trimtab.StatusResponse:
         """As AdminClient.status."""
@@ -182,6 +205,25 @@ class AsyncAdminClient:
         request = trimtab.RollbackRequest(model_name=model, reason=reason)
         response: trimtab.PromoteResponse = await self._wire.call(self._stub.Rollback, request, timeout)
         return response
+
+    async def alias(
+        self, model: str, name: str, version: int, *, expected_epoch: int = -1, timeout: float | None = STAGING
+    ) -> trimtab.SetAliasResponse:
+        """As AdminClient.alias."""
+        request = trimtab.SetAliasRequest(model_name=model, alias=name, version=version, expected_epoch=expected_epoch)
+        response: trimtab.SetAliasResponse = await self._wire.call(self._stub.SetAlias, request, timeout)
+        return response
+
+    async def load(self, model: str, *, timeout: float | None = STAGING) -> None:
+        """As AdminClient.load."""
+        await self._wire.call(
+            self._models.RepositoryModelLoad, inference.RepositoryModelLoadRequest(model_name=model), timeout
+        )
+
+    async def unload(self, model: str, *, timeout: float | None = STAGING) -> None:
+        """As AdminClient.unload."""
+        request = inference.RepositoryModelUnloadRequest(model_name=model)
+        await self._wire.call(self._models.RepositoryModelUnload, request, timeout)
 
     async def advance(
         self, data_time_us: int, *, model: str = "", timeout: float | None = LONG

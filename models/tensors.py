@@ -222,7 +222,9 @@ class TensorVersion:
             if set(given) != set(names):
                 raise CodeError(f"expected outputs {names}, the model gives {sorted(map(str, given))}")
             return [given[name] for name in names]
-        values = list(given) if isinstance(given, tuple | list) else [given]
+        # A list may be the texts of the only output; a tuple is always of outputs.
+        several = isinstance(given, tuple) or (isinstance(given, list) and self.outputs[0][1] != "BYTES")
+        values = list(given) if several or (isinstance(given, list) and len(names) > 1) else [given]
         if len(values) != len(names):
             raise CodeError(f"expected {len(names)} outputs {names}, the model gives {len(values)}")
         return values

@@ -135,12 +135,12 @@ class LifecycleServicer:
     async def retrain(self, request: pb.RetrainRequest, _call: Call) -> pb.RetrainResponse:
         """Asks the trainer to train now; with `wait`, until there is a verdict."""
         model = self._serving(request.model_name)
-        if not self._channel.enabled:
-            raise NoTrainer("this server runs without a trainer (--no-trainer, or [server] trainer = false)")
         if not model.settings.retrainable:
             raise Unfit(
                 f"model {model.name!r} takes tensors, and cannot be retrained; `trimtab publish FILE` adds a version"
             )
+        if not self._channel.enabled:
+            raise NoTrainer("this server runs without a trainer (--no-trainer, or [server] trainer = false)")
         recipe = request.recipe or "refresh"
         if recipe not in _RECIPES:
             raise InvalidRequest(f"recipe: expected one of {list(_RECIPES)}, got {recipe!r}")

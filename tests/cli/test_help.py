@@ -26,6 +26,10 @@ FLAGS = {
     "drift": "",
     "promote": "",
     "rollback": "",
+    "publish": "--reason --model",
+    "alias": "--remove --model",
+    "load": "",
+    "unload": "",
     "retrain": "",
 }
 
