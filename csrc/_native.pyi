@@ -471,6 +471,10 @@ class LocalOrigin:
     def drain(self) -> list[tuple[int, int, bytes, str]]:
         """(token, gRPC status, answer, message) of each request that was answered."""
 
+def keep_freed_memory() -> None:
+    """Tells the C library to keep what is freed, up to some 100 MiB, for the next batch, where it would give it back to
+    the system."""
+
 class Hub(HotTarget):
     """Every model's requests from bytes to answers: csrc/hub.h. Any thread."""
 

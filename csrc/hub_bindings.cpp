@@ -3,6 +3,10 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#ifdef __GLIBC__
+#include <malloc.h>
+#endif
+
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -234,6 +238,16 @@ BatchPolicy make_policy(std::uint32_t max_batch_size, double max_queue_delay, st
     return policy;
 }
 
+// The allocator gives large freed blocks back to the system and takes them again, page fault by page fault, for every
+// batch. A server keeps them: what one batch needed the next one needs.
+void keep_freed_memory() {
+#ifdef __GLIBC__
+    constexpr int threshold = 32 << 20;
+    mallopt(M_MMAP_THRESHOLD, threshold);
+    mallopt(M_TRIM_THRESHOLD, 4 * threshold);
+#endif
+}
+
 }  // namespace
 
 void bind_hub(py::module_& module) {
@@ -268,6 +282,8 @@ void bind_hub(py::module_& module) {
              py::arg("in_stream") = false, py::arg("traceparent") = "")
         .def("cancel", &HubOrigin::cancel, py::arg("token"))
         .def("drain", &HubOrigin::drain);
+
+    module.def("keep_freed_memory", &keep_freed_memory);
 
     using Released = py::call_guard<py::gil_scoped_release>;
     py::class_<Hub, HotTarget, std::shared_ptr<Hub>>(module, "Hub", "Every model's requests, from bytes to answers.")

@@ -33,7 +33,7 @@ from collections.abc import Awaitable
 
 import torch
 import uvloop
-from trimtab._native import HAS_FRONT, Hub
+from trimtab._native import HAS_FRONT, Hub, keep_freed_memory
 from trimtab.kernels.errors import KernelError
 from trimtab.models.errors import ModelError
 from trimtab.protos.v1 import trimtab_pb2 as pb
@@ -113,6 +113,7 @@ def serve(
     try:
         # A compute thread that wants the interpreter gets it within this time, however busy the loop is.
         sys.setswitchinterval(_SWITCH_SECONDS)
+        keep_freed_memory()
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             return runner.run(main())
     except (ServerError, StoreError, KernelError, ModelError) as error:

@@ -60,9 +60,10 @@ class Engine:
         capture: Capture | None,
         on_window: Callable[[ClosedWindow], None] | None,
         max_queue_bytes: int = 1 << 30,
+        lockstep: bool = False,
     ) -> None:
-        """Registers the model with the hub. `on_window` is called on the compute thread with each closed drift
-        window."""
+        """Registers the model with the hub. `on_window` is called on the compute thread with each closed drift window;
+        in lockstep their rows alone decide when."""
         self.settings = settings
         self.name = settings.name
         self.schema: Schema | TensorSchema
@@ -72,7 +73,8 @@ class Engine:
             self.schema = settings.tensor_schema()
         else:
             self.schema = settings.request_schema()
-            self.keeper = Keeper(self.schema, settings.drift.window_rows, capture, on_window)
+            seconds = 0.0 if lockstep else settings.drift.window_seconds
+            self.keeper = Keeper(self.schema, settings.drift.window_rows, capture, on_window, seconds)
         self.inputs, self.outputs = inputs_of(settings), outputs_of(settings)
         """(name, datatype, dimensions after the rows) of each tensor."""
         self.policy = settings.batching

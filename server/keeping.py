@@ -6,6 +6,7 @@ changed, only replaced.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
@@ -53,6 +54,8 @@ class _Window:
 
     sketch: Sketch
     spec_hash: str
+    opened: float
+    """On the monotonic clock, seconds."""
     start_us: int = 1 << 62
     end_us: int = -(1 << 62)
 
@@ -66,12 +69,15 @@ class Keeper:
         window_rows: int,
         capture: Capture | None,
         on_window: Callable[[ClosedWindow], None] | None,
+        window_seconds: float = 0.0,
     ) -> None:
-        """Without `capture` nothing is captured, without `on_window` nothing is sketched."""
+        """Without `capture` nothing is captured, without `on_window` nothing is sketched. A window closes once it has
+        so many rows and has been open for so long."""
         self.recent: Slab | None = None
         """A copy of some rows served lately."""
         self._schema = schema
         self._window_rows = window_rows
+        self._window_seconds = window_seconds
         self._capture = capture
         self._on_window = on_window
         self._window: _Window | None = None
@@ -84,7 +90,7 @@ class Keeper:
         spec = version.program.sketch
         if self._window is None or self._window.spec_hash != spec.hash:
             # Another spec: what was counted by the old one can be compared with nothing any more.
-            self._window = _Window(Sketch(spec), spec.hash)
+            self._window = _Window(Sketch(spec), spec.hash, time.monotonic())
         return self._window.sketch
 
     def keep(
@@ -134,7 +140,8 @@ class Keeper:
         assert window is not None
         window.start_us = min(window.start_us, int(times.min()))
         window.end_us = max(window.end_us, int(times.max()))
-        if window.sketch.rows >= self._window_rows:
+        old = time.monotonic() >= window.opened + self._window_seconds
+        if old and window.sketch.rows >= self._window_rows:
             self._window = None
             assert self._on_window is not None
             self._on_window(ClosedWindow(window.sketch, version, window.start_us, window.end_us))

@@ -72,6 +72,7 @@ def open_model(
             capture=captures,
             on_window=drift.put if drift is not None else None,
             max_queue_bytes=_QUEUED_MESSAGES * server.max_message_bytes,
+            lockstep=server.lockstep,
         )
         opened.pop_all()
     swap = Swap(

@@ -303,7 +303,9 @@ class DriftSettings(Settings):
     enabled: bool = True
     """Compare windows of served rows with the training data."""
     window_rows: Annotated[int, Field(ge=10)] = 5000
-    """Rows of one window."""
+    """Least rows of one window."""
+    window_seconds: Annotated[float, Field(ge=0.0)] = 10.0
+    """Least time of one window, so that a busy model is not compared all the time; in lockstep rows alone count."""
     alpha: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.01
     """False discovery rate over the features of one window (Benjamini-Hochberg)."""
     min_effect: Annotated[float, Field(ge=0.0)] = 0.1

@@ -26,7 +26,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert files.trimtab("init", data, *asked, "-C", directory).code == 0
     path = directory / "trimtab.toml"
     text = path.read_text().replace("# search_trials = 8", "search_trials = 2")
-    path.write_text(text.replace("# window_rows = 5000", "window_rows = 100"))
+    path.write_text(text.replace("# window_rows = 5000", "window_rows = 100\nwindow_seconds = 0.0"))
     trained = files.trimtab("train", "-C", directory)
     assert trained.code == 0, trained.err
     for part in ("log loss", "no change", "majority", "next: trimtab serve -C"):

@@ -82,7 +82,7 @@ def make_project(directory: Path) -> Project:
                 "name": "mixed",
                 "feature": features,
                 "label": {"column": "late", "key": ["flight"]},
-                "drift": {"window_rows": 50},
+                "drift": {"window_rows": 50, "window_seconds": 0.0},
                 "capture": capture,
                 **common,
             },

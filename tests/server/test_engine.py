@@ -70,7 +70,7 @@ class Rig:
 async def rig(tmp_path: Any) -> AsyncIterator[Rig]:
     sections = {
         "batching": "max_batch_size = 8\nmax_queue_size = 4",
-        "drift": "window_rows = 10",
+        "drift": "window_rows = 10\nwindow_seconds = 0.0",
     }
     project = write_project(tmp_path / "project", sections=sections)
     publish(project, 1, verdict="initial")

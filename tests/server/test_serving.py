@@ -31,7 +31,7 @@ from .world import MODEL, Running, expected, infer_request, loaded, predictions,
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Project, Running]]:
     project = write_project(
         tmp_path_factory.mktemp("served") / "project",
-        sections={"drift": "window_rows = 20", "batching": "max_batch_size = 16"},
+        sections={"drift": "window_rows = 20\nwindow_seconds = 0.0", "batching": "max_batch_size = 16"},
     )
     publish(project, 1, verdict="initial")
     with serving(project) as running:
