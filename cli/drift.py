@@ -101,7 +101,7 @@ def _reports(project: Project, model: str, windows: int) -> tuple[list[Drift], b
     server = server_of(project)
     if server is not None:
         try:
-            with Client(server.grpc, model=model, retries=1) as client:
+            with Client(server.admin, model=model, retries=1) as client:
                 return client.drift(windows), True
         except Unavailable:
             pass  # it was killed, and left its file behind

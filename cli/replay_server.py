@@ -46,6 +46,8 @@ def isolated_copy(project: Project, model: str, version: int, directory: Path) -
         "trainer": True,
         "lockstep": True,
     }
+    # It listens on this machine only, and the replay's own client asks it.
+    items["security"] = {key: value for key, value in items.get("security", {}).items() if not key.startswith("tls_")}
     items["mlflow"] = {**items.get("mlflow", {}), "enabled": False}
     items["model"] = [item for item in items["model"] if item["name"] == model]
     # Nobody is there to approve: the replay asks what retraining would have done.

@@ -20,6 +20,7 @@ from trimtab.client.errors import (
     Unsupported,
 )
 from trimtab.client.sync import Client
+from trimtab.client.tls import Tls
 from trimtab.client.types import Drift, DriftFeature, DriftMeasure, Event, FeedbackResult, Label, Result, Tensor
 
 __all__ = [
@@ -45,6 +46,7 @@ __all__ = [
     "Running",
     "ServerFault",
     "Tensor",
+    "Tls",
     "Unavailable",
     "Unfit",
     "Unsupported",

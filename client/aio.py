@@ -14,6 +14,7 @@ from trimtab.client import messages
 from trimtab.client.admin import AsyncAdminClient
 from trimtab.client.errors import InvalidInput, Unavailable
 from trimtab.client.retry import Backoff
+from trimtab.client.tls import Tls
 from trimtab.client.types import Drift, Event, FeedbackResult, Label, Result, Rows, Tensor, Truth
 from trimtab.client.wire import AsyncWire
 from trimtab.protos.v1 import inference_pb2 as inference
@@ -35,10 +36,11 @@ class AsyncClient:
         timeout: float = 10.0,
         retries: int = 4,
         admin: str | None = None,
+        tls: Tls | None = None,
     ) -> None:
         self.timeout = timeout
         self._model = model
-        self._wire = AsyncWire(address, Backoff(retries))
+        self._wire = AsyncWire(address, Backoff(retries), tls=tls)
         self._inference = GRPCInferenceServiceStub(self._wire.channel)
         self._feedback = FeedbackStub(self._wire.channel)
         self._drift = DriftStub(self._wire.channel)

@@ -13,6 +13,7 @@ from trimtab.client import messages
 from trimtab.client.admin import AdminClient
 from trimtab.client.errors import InvalidInput
 from trimtab.client.retry import Backoff
+from trimtab.client.tls import Tls
 from trimtab.client.types import Drift, Event, FeedbackResult, Label, Result, Rows, Tensor, Truth
 from trimtab.client.wire import Wire
 from trimtab.protos.v1 import inference_pb2 as inference
@@ -28,6 +29,7 @@ class Client:
 
     `address`: "host:port". `model`: its name; None where the server has only one. `timeout`: seconds for a call and its
     retries. `retries`: attempts after the first, on UNAVAILABLE only. `admin`: path of the admin socket, for `watch`.
+    `tls`: where the server speaks it.
 
     Every call raises ClientError (see trimtab.client.errors); none connects before it is made. A context manager.
     """
@@ -40,10 +42,11 @@ class Client:
         timeout: float = 10.0,
         retries: int = 4,
         admin: str | None = None,
+        tls: Tls | None = None,
     ) -> None:
         self.timeout = timeout
         self._model = model
-        self._wire = Wire(address, Backoff(retries))
+        self._wire = Wire(address, Backoff(retries), tls=tls)
         self._inference = GRPCInferenceServiceStub(self._wire.channel)
         self._feedback = FeedbackStub(self._wire.channel)
         self._drift = DriftStub(self._wire.channel)

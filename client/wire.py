@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 import grpc
 from trimtab.client.errors import Cancelled, ClientError, InvalidInput, from_status
 from trimtab.client.retry import Backoff
+from trimtab.client.tls import Tls
 
 __all__ = ["AsyncWire", "Metadata", "Wire", "target"]
 
@@ -39,11 +40,14 @@ def target(address: str) -> str:
 class Wire:
     """A channel for threads. Closing ends what is under way with Cancelled."""
 
-    def __init__(self, address: str, backoff: Backoff, metadata: Metadata = ()) -> None:
+    def __init__(self, address: str, backoff: Backoff, metadata: Metadata = (), tls: Tls | None = None) -> None:
         self.address = address
         self.metadata = metadata
         self.backoff = backoff
-        self.channel = grpc.insecure_channel(target(address), options=_OPTIONS)
+        if tls is None:
+            self.channel = grpc.insecure_channel(target(address), options=_OPTIONS)
+        else:
+            self.channel = grpc.secure_channel(target(address), tls.credentials(), options=_OPTIONS)
         self._closed = threading.Event()
 
     def call(self, method: Any, request: Any, timeout: float | None) -> Any:
@@ -88,11 +92,14 @@ class Wire:
 class AsyncWire:
     """A channel for asyncio. To be made and used in one event loop."""
 
-    def __init__(self, address: str, backoff: Backoff, metadata: Metadata = ()) -> None:
+    def __init__(self, address: str, backoff: Backoff, metadata: Metadata = (), tls: Tls | None = None) -> None:
         self.address = address
         self.metadata = metadata
         self.backoff = backoff
-        self.channel = grpc.aio.insecure_channel(target(address), options=_OPTIONS)
+        if tls is None:
+            self.channel = grpc.aio.insecure_channel(target(address), options=_OPTIONS)
+        else:
+            self.channel = grpc.aio.secure_channel(target(address), tls.credentials(), options=_OPTIONS)
         self._closed = False
 
     async def call(self, method: Any, request: Any, timeout: float | None) -> Any:

@@ -291,6 +291,15 @@ class FrontLimits:
 class StreamFactory:
     """What wraps a connection's bytes (TLS); opaque, made by its subclasses."""
 
+class TlsFactory(StreamFactory):
+    """TLS 1.2 and 1.3 with the PEM files at these paths, read again when they change. With a client CA every client
+    must show a certificate. Raises RuntimeError."""
+
+    def __init__(self, certificate: str, key: str, client_ca: str = "") -> None: ...
+    @property
+    def reload_error(self) -> str:
+        """Why files that have changed are not in use; empty: they are."""
+
 class EchoTarget(HotTarget):
     """Answers every message with itself: for tests, and as the speed of the front alone."""
 

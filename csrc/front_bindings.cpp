@@ -13,6 +13,7 @@
 #include "bindings.h"
 #include "front.h"
 #include "front_echo.h"
+#include "net_tls.h"
 #include "grpc_text.h"
 
 namespace py = pybind11;
@@ -231,6 +232,14 @@ void bind_front(py::module_& module) {
 
     py::class_<StreamFactory, std::shared_ptr<StreamFactory>>(module, "StreamFactory",
                                                               "What wraps a connection's bytes.");
+
+    py::class_<TlsFactory, StreamFactory, std::shared_ptr<TlsFactory>>(module, "TlsFactory", "TLS by OpenSSL.")
+        .def(py::init([](std::string certificate, std::string key, std::string client_ca) {
+                 return std::make_shared<TlsFactory>(
+                     TlsFiles{std::move(certificate), std::move(key), std::move(client_ca)});
+             }),
+             py::arg("certificate"), py::arg("key"), py::arg("client_ca") = "")
+        .def_property_readonly("reload_error", &TlsFactory::reload_error);
 
     py::class_<EchoTarget, HotTarget, std::shared_ptr<EchoTarget>>(module, "EchoTarget", "Answers with the message.")
         .def(py::init<>());

@@ -58,6 +58,7 @@ from trimtab.server.servicers.inference import InferenceServicer
 from trimtab.server.servicers.lifecycle import LifecycleServicer
 from trimtab.server.servicers.model_control import ModelControl
 from trimtab.server.supervisor import Supervisor
+from trimtab.server.tls import TlsFiles
 from trimtab.server.transport import Listener, Service, Transport
 from trimtab.server.transport_grpcio import GrpcioTransport
 from trimtab.store.errors import StoreError
@@ -158,6 +159,7 @@ class Server:
             self._registry, self._advancer, self._channel, self._supervisor, self._events
         )
         self._metrics = Metrics(self._registry, self._channel, self._lifecycle.trainer_status)
+        self._tls = TlsFiles.of(project.security, project.directory)
         self._transport = self._make_transport()
         everybody = project.security.model_control == "everywhere"
         self._inference = InferenceServicer(self._registry, self._calls, self._control(everybody))
@@ -167,12 +169,12 @@ class Server:
             max_message_bytes=settings.max_message_bytes,
             observer=self._metrics.call,
         )
-        self._http = HttpServer(self._registry, self._metrics.registry, rest)
+        self._http = HttpServer(self._registry, self._metrics.registry, rest, tls=self._tls)
 
     def _make_transport(self) -> Transport:
-        settings, observer = self._settings, self._metrics.call
+        settings, observer, tls = self._settings, self._metrics.call, self._tls
         if settings.transport == "grpcio" or not HAS_FRONT:
-            return GrpcioTransport(max_message_bytes=settings.max_message_bytes, observer=observer)
+            return GrpcioTransport(max_message_bytes=settings.max_message_bytes, observer=observer, tls=tls)
         # The front is there only where it was built.
         from trimtab.server.transport_native import NativeTransport
 
@@ -180,6 +182,7 @@ class Server:
             max_message_bytes=settings.max_message_bytes,
             observer=observer,
             io_threads=settings.io_threads,
+            tls=tls,
             hot={f"/inference.GRPCInferenceService/{name}": self._hub for name in ("ModelInfer", "ModelStreamInfer")},
         )
         self._metrics.native_calls = native.calls
@@ -248,15 +251,16 @@ class Server:
             self._supervisor.renew()
 
     async def _listen(self) -> tuple[str, str]:
+        drift = DriftServicer(self._registry).service()
         public = [
             self._inference.service(),
             FeedbackServicer(self._registry).service(),
-            DriftServicer(self._registry).service(),
+            drift,
         ]
         path = admin_path(self._project.state)
         listeners = [
             self._listener(f"{self._settings.host}:{self._settings.grpc_port}", public),
-            self._listener(f"unix:{path}", [self._lifecycle.service(), self._control(True).service()]),
+            self._listener(f"unix:{path}", [self._lifecycle.service(), self._control(True).service(), drift]),
         ]
         grpc, _ = await self._transport.start(listeners)
         return grpc, str(path)

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import socket
+import ssl
 from collections.abc import Iterator
+from typing import Any
 
 import uvicorn
 from prometheus_client import CollectorRegistry
@@ -19,6 +22,7 @@ from trimtab.server.errors import StartError
 from trimtab.server.http_connection import Connection
 from trimtab.server.rest import Rest, refuse_path
 from trimtab.server.served import Registry
+from trimtab.server.tls import TlsFiles
 
 __all__ = ["HttpServer"]
 
@@ -26,7 +30,7 @@ __all__ = ["HttpServer"]
 class HttpServer:
     """`startup`, then it answers until `shutdown`."""
 
-    def __init__(self, registry: Registry, metrics: CollectorRegistry, rest: Rest) -> None:
+    def __init__(self, registry: Registry, metrics: CollectorRegistry, rest: Rest, tls: TlsFiles | None = None) -> None:
         self._registry = registry
         self._metrics = metrics
         routes = [
@@ -43,6 +47,7 @@ class HttpServer:
             access_log=False,
             lifespan="off",
             timeout_graceful_shutdown=1,
+            **_tls_options(tls),
         )
         self._server = _Server(config)
         self._task: asyncio.Task[None] | None = None
@@ -76,6 +81,16 @@ class HttpServer:
             return PlainTextResponse("ready\n")
         reason = "draining" if self._registry.draining else "starting"
         return PlainTextResponse(f"{reason}\n", status_code=503)
+
+
+def _tls_options(tls: TlsFiles | None) -> dict[str, Any]:
+    """Read once: unlike the gRPC port's, a changed certificate takes a restart."""
+    if tls is None:
+        return {}
+    options: dict[str, Any] = {"ssl_certfile": tls.certificate, "ssl_keyfile": tls.key}
+    if tls.client_ca is not None:
+        options |= {"ssl_ca_certs": os.fspath(tls.client_ca), "ssl_cert_reqs": ssl.CERT_REQUIRED}
+    return options
 
 
 class _Server(uvicorn.Server):

@@ -11,6 +11,8 @@ would share a port.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import logging
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
@@ -19,10 +21,13 @@ from typing import Any
 import grpc
 import grpc.aio
 from trimtab.server.errors import StartError
+from trimtab.server.tls import TlsFiles
 from trimtab.server.transport import Listener, Method, Observer, Service
 from trimtab.server.transport_edge import UNIX, check_free, serialise, translate
 
 __all__ = ["GrpcioTransport"]
+
+_log = logging.getLogger(__name__)
 
 
 class GrpcioTransport:
@@ -30,7 +35,8 @@ class GrpcioTransport:
 
     name = "grpcio"
 
-    def __init__(self, *, max_message_bytes: int, observer: Observer) -> None:
+    def __init__(self, *, max_message_bytes: int, observer: Observer, tls: TlsFiles | None = None) -> None:
+        self._tls = tls
         self._observer = observer
         self._options = [
             ("grpc.max_receive_message_length", max_message_bytes),
@@ -84,6 +90,8 @@ class GrpcioTransport:
             check_free(host, int(port))
             self._paths.append(None)
             try:
+                if self._tls is not None:
+                    return f"{host}:{server.add_secure_port(address, _credentials(self._tls))}"
                 return f"{host}:{server.add_insecure_port(address)}"
             except RuntimeError as error:
                 raise StartError(f"cannot listen on {address}: {error}") from None
@@ -161,3 +169,40 @@ class GrpcioTransport:
                 observer(label, code)
 
         return call
+
+
+def _credentials(files: TlsFiles) -> grpc.ServerCredentials:
+    """Read again when they have changed; while what is there does not fit together, the last that did stay in use."""
+    stamp = _stamp(files)
+
+    def configuration() -> grpc.ServerCertificateConfiguration:
+        certificate, key, client_ca = files.read()
+        return grpc.ssl_server_certificate_configuration([(key, certificate)], client_ca)
+
+    def fetch() -> grpc.ServerCertificateConfiguration | None:
+        nonlocal stamp
+        now = _stamp(files)
+        if now == stamp:
+            return None
+        try:
+            files.check()
+            changed = configuration()
+        except StartError as error:
+            _log.warning("the changed TLS files are not in use: %s", error)
+            return None
+        stamp = now
+        return changed
+
+    # None is for gRPC "as before", which its types do not know.
+    fetcher: Any = fetch
+    return grpc.dynamic_ssl_server_credentials(configuration(), fetcher, files.client_ca is not None)
+
+
+def _stamp(files: TlsFiles) -> tuple[tuple[int, int, int], ...]:
+    stamp = []
+    for path in (files.certificate, files.key, files.client_ca):
+        with contextlib.suppress(OSError):
+            if path is not None:
+                state = path.stat()
+                stamp.append((state.st_mtime_ns, state.st_ino, state.st_size))
+    return tuple(stamp)

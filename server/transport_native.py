@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,9 +20,10 @@ from pathlib import Path
 from typing import Any
 
 import grpc
-from trimtab._native import Front, FrontLimits, HotTarget, StreamFactory
-from trimtab.server.errors import ServerError
+from trimtab._native import Front, FrontLimits, HotTarget, StreamFactory, TlsFactory
+from trimtab.server.errors import ServerError, StartError
 from trimtab.server.native_call import FINISH, NativeCall
+from trimtab.server.tls import TlsFiles
 from trimtab.server.transport import Kind, Listener, Method, Observer
 from trimtab.server.transport_edge import UNIX, listen_tcp, listen_unix, serialise, translate
 
@@ -54,7 +56,7 @@ class NativeTransport:
     """See the module; implements trimtab.server.transport.Transport.
 
     `hot` maps paths ("/package.Service/Method") to what serves them natively, on every listener that offers the
-    method. `streams` wraps the connections of TCP listeners (TLS).
+    method. With `tls`, TCP listeners speak nothing else.
     """
 
     name = "native"
@@ -67,13 +69,13 @@ class NativeTransport:
         io_threads: int = 1,
         hot: Mapping[str, HotTarget] | None = None,
         limits: Mapping[str, float] | None = None,
-        streams: StreamFactory | None = None,
+        tls: TlsFiles | None = None,
     ) -> None:
         self._observer = observer
         self._max_message_bytes = max_message_bytes
         self._threads = io_threads
         self._hot = dict(hot or {})
-        self._streams = streams
+        self._streams = _tls_streams(tls) if tls is not None else None
         self._front = Front(FrontLimits(max_message_bytes=max_message_bytes, **(limits or {})), io_threads)
         self._routes: list[_Route] = []
         self._paths: list[Path | None] = []
@@ -267,6 +269,14 @@ class NativeTransport:
         if self._commands and not self._closed:
             self._front.command(self._commands)
         self._commands = []
+
+
+def _tls_streams(files: TlsFiles) -> StreamFactory:
+    client_ca = os.fspath(files.client_ca) if files.client_ca is not None else ""
+    try:
+        return TlsFactory(os.fspath(files.certificate), os.fspath(files.key), client_ca)
+    except RuntimeError as error:
+        raise StartError(f"TLS: {error}") from None
 
 
 def _reader(method: Method) -> Callable[[bytes], Any]:

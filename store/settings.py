@@ -81,6 +81,21 @@ class SecuritySettings(Settings):
     """Where Lifecycle is served: only on a Unix socket that the server's user alone may open."""
     model_control: Literal["socket", "everywhere"] = "socket"
     """Where models may be loaded and unloaded: only on the admin socket, or by every client."""
+    tls_certificate: str = ""
+    """PEM file with the server's certificate and those between it and its root, relative to this folder. With it the
+    gRPC and HTTP ports speak TLS 1.2 and 1.3 only. Read again when it changes."""
+    tls_key: str = ""
+    """PEM file with the certificate's private key, without a password."""
+    tls_client_ca: str = ""
+    """PEM file with the certificates that sign clients': every client must then show one. Empty: any client."""
+
+    @model_validator(mode="after")
+    def _whole(self) -> SecuritySettings:
+        if bool(self.tls_certificate) != bool(self.tls_key):
+            raise ValueError("tls_certificate and tls_key belong together; give both, or none")
+        if self.tls_client_ca and not self.tls_certificate:
+            raise ValueError("tls_client_ca needs tls_certificate and tls_key")
+        return self
 
 
 class MlflowSettings(Settings):
