@@ -47,6 +47,7 @@ class Fronted:
     def __init__(self, threads: int, limits: dict[str, float]) -> None:
         self.front = native.Front(native.FrontLimits(**limits), threads)
         self.echo = native.EchoTarget()
+        self.clients: list[RawClient] = []
         sockets, number = [], 0
         for _ in range(threads):
             made = socket.socket()
@@ -73,7 +74,8 @@ class Fronted:
         return code
 
     def client(self, **options: Any) -> RawClient:
-        return RawClient(self.port, **options)
+        self.clients.append(RawClient(self.port, **options))
+        return self.clients[-1]
 
 
 @pytest.fixture
@@ -86,6 +88,8 @@ def fronted() -> Iterator[Opened]:
 
     yield open_
     for each in made:
+        for client in each.clients:
+            client.close()
         assert each.front.close(10)
         assert each.front.connections == 0
         assert each.front.nbytes == 0
@@ -121,7 +125,6 @@ def test_frames_split_anywhere(fronted: Opened) -> None:
     answer = client.first(DATA)
     assert answer is not None
     assert answer.payload == body
-    client.close()
 
 
 def test_several_messages_in_one_frame(fronted: Opened) -> None:
@@ -134,7 +137,6 @@ def test_several_messages_in_one_frame(fronted: Opened) -> None:
         if each.kind == HEADERS and each.flags & END_STREAM:
             break
     assert came == bodies
-    client.close()
 
 
 def test_gzip_in_and_out(fronted: Opened) -> None:
@@ -166,7 +168,6 @@ def test_damaged_gzip(fronted: Opened, damage: bytes) -> None:
     client.send(frame(HEADERS, END_HEADERS, 1, request(UNARY, grpc_encoding="gzip")) + frame(DATA, END_STREAM, 1, body))
     assert client.first(HEADERS) is not None
     settle(lambda: ("Echo/Unary", grpc.StatusCode.INTERNAL.value[0], 1) in echo.front.ended())
-    client.close()
 
 
 def test_huge_message_is_refused_by_its_prefix(fronted: Opened) -> None:
@@ -177,8 +178,7 @@ def test_huge_message_is_refused_by_its_prefix(fronted: Opened) -> None:
     assert headers is not None
     assert headers.flags & END_STREAM
     assert client.first(RST_STREAM) is not None
-    assert ("Echo/Unary", grpc.StatusCode.RESOURCE_EXHAUSTED.value[0], 1) in echo.front.ended()
-    client.close()
+    settle(lambda: ("Echo/Unary", grpc.StatusCode.RESOURCE_EXHAUSTED.value[0], 1) in echo.front.ended())
 
 
 def test_bytes_under_way_are_bounded(fronted: Opened) -> None:
@@ -207,8 +207,7 @@ def test_malformed_headers(fronted: Opened, fields: dict[str, str], status: grpc
     client = echo.client()
     client.send(frame(HEADERS, END_HEADERS, 1, request(UNARY, **fields)) + frame(DATA, END_STREAM, 1, message(b"")))
     assert client.first(HEADERS) is not None
-    assert ("Echo/Unary", status.value[0], 1) in echo.front.ended()
-    client.close()
+    settle(lambda: ("Echo/Unary", status.value[0], 1) in echo.front.ended())
 
 
 @pytest.mark.parametrize("unit", "HMSmun")
@@ -219,7 +218,6 @@ def test_every_unit_of_timeouts(fronted: Opened, unit: str) -> None:
     answer = client.first(DATA)
     assert answer is not None
     assert answer.payload == message(b"ab")
-    client.close()
 
 
 @pytest.mark.parametrize(
@@ -233,7 +231,6 @@ def test_a_unary_call_is_one_whole_message(fronted: Opened, body: bytes) -> None
     settle(lambda: bool(echo.front.ended()))
     (ended,) = echo.front.ended()
     assert ended[1] in (grpc.StatusCode.INTERNAL.value[0], grpc.StatusCode.UNIMPLEMENTED.value[0])
-    client.close()
 
 
 def test_http1_client_gets_a_line(fronted: Opened) -> None:
@@ -246,7 +243,6 @@ def test_http1_client_gets_a_line(fronted: Opened) -> None:
     assert head.startswith(b"HTTP/1.1 400 ")
     assert line == b"This port speaks gRPC over HTTP/2; HTTP has its own port\n"
     assert f"content-length: {len(line)}".encode() in head
-    client.close()
 
 
 def test_random_bytes(fronted: Opened) -> None:
@@ -255,8 +251,7 @@ def test_random_bytes(fronted: Opened) -> None:
         client = echo.client(greet=False)
         client.send(start + bytes(range(256)) * 50)
         list(client.frames())
-        client.close()
-    assert echo.call(b"still there") == b"still there"
+        assert echo.call(b"still there") == b"still there"
 
 
 # --- floods
@@ -286,7 +281,6 @@ def test_flood_of_frames(fronted: Opened, before: bytes, flood: bytes) -> None:
     goaway = client.first(GOAWAY)
     assert goaway is None or struct.unpack(">I", goaway.payload[4:8])[0] == ENHANCE_YOUR_CALM
     assert list(client.frames()) == []
-    client.close()
     assert echo.call(b"others") == b"others"
 
 
@@ -299,7 +293,6 @@ def test_rapid_reset(fronted: Opened) -> None:
             break
     goaway = client.first(GOAWAY)
     assert goaway is None or struct.unpack(">I", goaway.payload[4:8])[0] == ENHANCE_YOUR_CALM
-    client.close()
     assert echo.call(b"others") == b"others"
 
 
@@ -311,7 +304,6 @@ def test_streams_at_once_are_bounded(fronted: Opened) -> None:
     refused = client.first(RST_STREAM)
     assert refused is not None
     assert struct.unpack(">I", refused.payload)[0] == 7  # REFUSED_STREAM
-    client.close()
 
 
 # --- slow clients
@@ -320,14 +312,12 @@ def test_streams_at_once_are_bounded(fronted: Opened) -> None:
 def test_client_that_says_nothing(fronted: Opened) -> None:
     client = fronted(handshake_seconds=0.1).client(greet=False)
     assert list(client.frames()) == []
-    client.close()
 
 
 def test_client_that_stops_within_a_frame(fronted: Opened) -> None:
     client = fronted(message_seconds=0.1).client()
     client.send(frame(HEADERS, END_HEADERS, 1, request(UNARY))[:20])
     list(client.frames())
-    client.close()
 
 
 def test_client_that_stops_within_a_message(fronted: Opened) -> None:
@@ -337,7 +327,6 @@ def test_client_that_stops_within_a_message(fronted: Opened) -> None:
     headers = client.first(HEADERS)
     assert headers is not None
     assert headers.flags & END_STREAM
-    client.close()
 
 
 def test_idle_stream_is_not_slow(fronted: Opened) -> None:
@@ -350,7 +339,6 @@ def test_idle_stream_is_not_slow(fronted: Opened) -> None:
     client.socket.settimeout(30)
     client.send(frame(DATA, END_STREAM, 1, message(b"two")))
     assert client.first(DATA) is not None
-    client.close()
 
 
 def test_client_that_never_reads(fronted: Opened) -> None:
@@ -365,7 +353,6 @@ def test_client_that_never_reads(fronted: Opened) -> None:
     else:
         pytest.fail("all was taken")
     settle(lambda: echo.front.connections == 0)
-    client.close()
     assert echo.call(b"others") == b"others"
 
 
@@ -374,7 +361,6 @@ def test_idle_connection_is_asked_to_leave(fronted: Opened) -> None:
     goaway = client.first(GOAWAY)
     assert goaway is not None
     assert struct.unpack(">I", goaway.payload[4:8])[0] == 0
-    client.close()
 
 
 def test_silent_connection_is_pinged_and_dropped(fronted: Opened) -> None:
@@ -382,7 +368,6 @@ def test_silent_connection_is_pinged_and_dropped(fronted: Opened) -> None:
     ping = client.first(PING)
     assert ping is not None
     assert list(client.frames()) == []
-    client.close()
 
 
 def test_old_connection_is_asked_to_come_again(fronted: Opened) -> None:
@@ -392,7 +377,6 @@ def test_old_connection_is_asked_to_come_again(fronted: Opened) -> None:
     assert goaway is not None
     client.send(frame(DATA, END_STREAM, 1, message(b"two")))
     assert client.first(DATA) is not None
-    client.close()
 
 
 def test_oldest_idle_connection_makes_room(fronted: Opened) -> None:
@@ -406,8 +390,6 @@ def test_oldest_idle_connection_makes_room(fronted: Opened) -> None:
     list(clients[1].frames())
     assert echo.front.connections == 3
     assert echo.call(b"a fourth") == b"a fourth"
-    for client in clients:
-        client.close()
 
 
 # --- endings
@@ -431,7 +413,6 @@ def test_drain_says_goodbye_twice_and_ends_when_the_last_call_has(fronted: Opene
     assert last is not None
     assert last.payload == message(b"two")
     list(client.frames())
-    client.close()
 
 
 def test_grace_ends_calls(fronted: Opened) -> None:
@@ -450,8 +431,7 @@ def test_deadline_of_a_stalled_request(fronted: Opened) -> None:
     client = echo.client()
     client.send(frame(HEADERS, END_HEADERS, 1, request(UNARY, grpc_timeout="50m")))
     assert client.first(HEADERS) is not None
-    assert ("Echo/Unary", grpc.StatusCode.DEADLINE_EXCEEDED.value[0], 1) in echo.front.ended()
-    client.close()
+    settle(lambda: ("Echo/Unary", grpc.StatusCode.DEADLINE_EXCEEDED.value[0], 1) in echo.front.ended())
 
 
 @pytest.mark.parametrize("name", ["max_message_byte", "threads"])
