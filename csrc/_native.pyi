@@ -393,6 +393,27 @@ class BatchPolicy:
         default_level: int = 0,
     ) -> None: ...
 
+class Group:
+    """Messages that are served together; made by GroupQueue.take(). What is not answered when it goes gets INTERNAL."""
+
+    @property
+    def bodies(self) -> list[bytes]: ...
+    def answer(self, answers: Sequence[tuple[int, str, bytes]]) -> None:
+        """(gRPC status, message of an error, answer) of each; ValueError on another number of them."""
+
+class GroupQueue(HotTarget):
+    """Messages that are served in groups by Python (csrc/group_queue.h). One thread takes and answers.
+
+    At most `max_bytes` wait, and `max_group` messages are taken together.
+    """
+
+    def __init__(self, max_bytes: int, max_group: int) -> None: ...
+    def take(self) -> Group | None:
+        """All that waits, waiting without the GIL until there is something; None once closed and empty."""
+
+    def set_draining(self, draining: bool) -> None: ...
+    def close(self) -> None: ...
+
 class BatchQueue:
     """The batching policy of one model (csrc/batch_queue.h), for tests and simulations. Requests are numbers, instants
     are ns; lane 0 is whatever is live, others are versions or aliases. One thread at a time."""

@@ -14,6 +14,7 @@ void bind_hub(pybind11::module_& module);      // hub_bindings.cpp: Hub, Batch, 
 void bind_batch_queue(pybind11::module_& module);  // batch_queue_bindings.cpp: BatchQueue, for tests
 void bind_front(pybind11::module_& module);    // front_bindings.cpp: Front, FrontLimits, EchoTarget; where it was built
 void bind_sampling(pybind11::module_& module);  // sampling.cpp: sample_ids
+void bind_groups(pybind11::module_& module);  // group_bindings.cpp: GroupQueue, Group
 void bind_crc(pybind11::module_& module);      // crc32c.cpp: crc32c
 
 }  // namespace trimtab

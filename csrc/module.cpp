@@ -11,6 +11,7 @@ PYBIND11_MODULE(_native, module) {
     trimtab::bind_hub(module);
     trimtab::bind_batch_queue(module);
     trimtab::bind_sampling(module);
+    trimtab::bind_groups(module);
     trimtab::bind_crc(module);
 #ifdef TRIMTAB_FRONT
     trimtab::bind_front(module);

@@ -33,7 +33,7 @@ from collections.abc import Awaitable
 
 import torch
 import uvloop
-from trimtab._native import HAS_FRONT, Hub, keep_freed_memory
+from trimtab._native import HAS_FRONT, HotTarget, Hub, keep_freed_memory
 from trimtab.kernels.errors import KernelError
 from trimtab.models.errors import ModelError
 from trimtab.protos.v1 import trimtab_pb2 as pb
@@ -52,7 +52,7 @@ from trimtab.server.rest import Rest
 from trimtab.server.runtime import Address, StateLock, admin_path, remove_address, write_address
 from trimtab.server.served import Model, Registry
 from trimtab.server.servicers.drift import DriftServicer
-from trimtab.server.servicers.feedback import FeedbackServicer
+from trimtab.server.servicers.feedback import FeedbackGroups, FeedbackServicer
 from trimtab.server.servicers.health import Health, reflection
 from trimtab.server.servicers.inference import InferenceServicer
 from trimtab.server.servicers.lifecycle import LifecycleServicer
@@ -142,6 +142,7 @@ class Server:
         self._events = EventBus()
         self._hub = Hub()
         self._calls = LocalCalls(self._hub)
+        self._feedback = FeedbackGroups(self._registry)
         self._compute = ComputeThread(self._device, settings.threads, self._hub)
         self._memory = ModelMemory(settings.max_model_bytes)
         self._repository = Repository(
@@ -178,12 +179,17 @@ class Server:
         # The front is there only where it was built.
         from trimtab.server.transport_native import NativeTransport
 
+        hot: dict[str, HotTarget] = {
+            "/inference.GRPCInferenceService/ModelInfer": self._hub,
+            "/inference.GRPCInferenceService/ModelStreamInfer": self._hub,
+            "/trimtab.v1.Feedback/Send": self._feedback.queue,
+        }
         native = NativeTransport(
             max_message_bytes=settings.max_message_bytes,
             observer=observer,
             io_threads=settings.io_threads,
             tls=tls,
-            hot={f"/inference.GRPCInferenceService/{name}": self._hub for name in ("ModelInfer", "ModelStreamInfer")},
+            hot=hot,
         )
         self._metrics.native_calls = native.calls
         return native
@@ -223,6 +229,7 @@ class Server:
         http = await self._http.startup(settings.host, settings.http_port)
         await self._repository.startup()
         self._compute.startup(self._registry.engines)
+        self._feedback.startup()
         grpc, admin = await self._listen()
         write_address(self._project.state, Address(os.getpid(), grpc, http, admin))
         self._registry.started = True
@@ -312,6 +319,7 @@ class Server:
         left = _Countdown(self._settings.drain_seconds)
         self._registry.draining = True
         self._hub.set_draining(True)
+        self._feedback.queue.set_draining(True)
         for health in self._health:
             health.set(False)
         done = await self._drain(left)
@@ -319,6 +327,7 @@ class Server:
             self._announcements.cancel()
             await asyncio.wait([self._announcements])
         done &= await asyncio.to_thread(self._compute.shutdown, left())
+        done &= await _in_time(asyncio.to_thread(self._feedback.shutdown), left(), "storing labels")
         for model in self._registry.models.values():
             done &= await _in_time(asyncio.to_thread(close_model, model), left(), f"closing model {model.name}")
         if self._channel.enabled:

@@ -1,5 +1,9 @@
 """Feedback: labels in. A call's labels are stored as one group, and are on disk when it is answered.
 
+Two ways lead to the same store. Calls that come through asyncio are handled one by one. Unary calls of the native
+transport wait in a native queue, and a thread of its own (`FeedbackGroups`) takes all of them at once: it reads them,
+gives all their labels to the store, waits for the commits, and answers all in one call.
+
 A label that cannot be one of the model's (no such id, key, output or class) is counted as invalid and not stored; the
 others of its call are. Values are stored in the task's own form: a class by its name, however the client spelt it.
 """
@@ -7,12 +11,19 @@ others of its call are. Values are stored in the task's own form: a class by its
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import logging
+import threading
 from collections.abc import AsyncIterator, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
 
+from google.protobuf.message import DecodeError
+from trimtab._native import GroupQueue
 from trimtab.models.tasks import Task
 from trimtab.models.version import LoadedVersion
 from trimtab.protos.v1 import trimtab_pb2 as pb
-from trimtab.server.errors import Draining, Unfit
+from trimtab.server.errors import Draining, InvalidRequest, Unfit, status, status_number
 from trimtab.server.served import Model, Registry
 from trimtab.server.transport import Call, Handler, Service, service
 from trimtab.store.errors import InvalidId
@@ -20,8 +31,11 @@ from trimtab.store.files import now_us
 from trimtab.store.ids import parse_id
 from trimtab.store.labels import LabelRow, Outcome, refusal
 
-__all__ = ["FeedbackServicer"]
+__all__ = ["FeedbackGroups", "FeedbackServicer"]
 
+_log = logging.getLogger(__name__)
+# Bytes of calls that may wait, and calls that are taken together.
+_WAITING_BYTES, _GROUP = 256 << 20, 1024
 _SEPARATOR = "\x1f"
 
 
@@ -42,10 +56,7 @@ class FeedbackServicer:
 
     async def send(self, request: pb.FeedbackRequest, _call: Call) -> pb.FeedbackResponse:
         """Stores the labels and says what became of each."""
-        outcomes, error = await self._store(request)
-        response = _count(pb.FeedbackResponse(outcomes=[pb.LabelOutcome.ValueType(o) for o in outcomes]), outcomes)
-        response.first_error = error
-        return response
+        return _response(*await self._store(request))
 
     async def send_stream(self, requests: AsyncIterator[pb.FeedbackRequest], _call: Call) -> pb.FeedbackResponse:
         """The same for each of a stream; the answer counts all."""
@@ -59,22 +70,100 @@ class FeedbackServicer:
     async def _store(self, request: pb.FeedbackRequest) -> tuple[list[Outcome], str]:
         if self._registry.draining:
             raise Draining("the server is stopping; send these labels again later")
-        model = self._registry.model(request.model_name)
-        if model.settings.takes_tensors:
-            raise Unfit(f"model {model.name!r} takes tensors, and has no labels")
-        rows, errors = _read(model, request.labels)
-        good = [row for row in rows if row is not None]
-        found = await asyncio.wrap_future(model.labels.submit(good)) if good else []
+        begun = _begin(self._registry, request)
+        outcomes = begun.outcomes(await asyncio.wrap_future(begun.stored) if begun.stored is not None else [])
+        _note(begun.model, outcomes)
+        return outcomes, begun.error
+
+
+class FeedbackGroups:
+    """Serves the group queue on a thread of its own; see the module. Made on the loop."""
+
+    def __init__(self, registry: Registry) -> None:
+        self.queue = GroupQueue(_WAITING_BYTES, _GROUP)
+        self._registry = registry
+        self._loop = asyncio.get_running_loop()
+        self._thread = threading.Thread(target=self._run, name="trimtab-feedback", daemon=True)
+
+    def startup(self) -> None:
+        """Begins to serve."""
+        self._thread.start()
+
+    def shutdown(self) -> None:
+        """Serves what is queued, and ends."""
+        self.queue.close()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def _run(self) -> None:
+        while (group := self.queue.take()) is not None:
+            begun = [self._begin(body) for body in group.bodies]
+            group.answer([self._end(one) for one in begun])
+
+    def _begin(self, body: bytes) -> _Begun | Exception:
+        try:
+            return _begin(self._registry, pb.FeedbackRequest.FromString(body))
+        except DecodeError:
+            return InvalidRequest("expected a FeedbackRequest, came bytes that are none")
+        except Exception as error:
+            return error
+
+    def _end(self, begun: _Begun | Exception) -> tuple[int, str, bytes]:
+        try:
+            if isinstance(begun, Exception):
+                raise begun
+            outcomes = begun.outcomes(begun.stored.result() if begun.stored is not None else [])
+            # The counts and the news belong to the loop; it may be closed already.
+            with contextlib.suppress(RuntimeError):
+                self._loop.call_soon_threadsafe(_note, begun.model, outcomes)
+            return 0, "", _response(outcomes, begun.error).SerializeToString()
+        except Exception as error:
+            if status(error)[0] == "INTERNAL":
+                _log.error("Feedback/Send failed", exc_info=error)
+            return status_number(error), status(error)[1], b""
+
+
+@dataclass(frozen=True, slots=True)
+class _Begun:
+    """A call whose labels were read, and given to the store."""
+
+    model: Model
+    rows: list[LabelRow | None]
+    error: str
+    """Why the first invalid label is."""
+    stored: Future[list[Outcome]] | None
+    """None where no label is valid."""
+
+    def outcomes(self, found: list[Outcome]) -> list[Outcome]:
+        """What became of each label, the store's answer being `found`."""
         stored = iter(found)
-        outcomes = [Outcome.INVALID if row is None else next(stored) for row in rows]
-        counts = model.label_counts
-        counts.accepted += outcomes.count(Outcome.ACCEPTED)
-        counts.duplicate += outcomes.count(Outcome.DUPLICATE)
-        counts.conflict += outcomes.count(Outcome.CONFLICT)
-        counts.invalid += outcomes.count(Outcome.INVALID)
-        if good:
-            model.news.set()
-        return outcomes, errors[0] if errors else ""
+        return [Outcome.INVALID if row is None else next(stored) for row in self.rows]
+
+
+def _begin(registry: Registry, request: pb.FeedbackRequest) -> _Begun:
+    model = registry.model(request.model_name)
+    if model.settings.takes_tensors:
+        raise Unfit(f"model {model.name!r} takes tensors, and has no labels")
+    rows, errors = _read(model, request.labels)
+    good = [row for row in rows if row is not None]
+    return _Begun(model, rows, errors[0] if errors else "", model.labels.submit(good) if good else None)
+
+
+def _note(model: Model, outcomes: Sequence[Outcome]) -> None:
+    """Counts what became of a call's labels, and tells of them; on the loop."""
+    counts = model.label_counts
+    counts.accepted += outcomes.count(Outcome.ACCEPTED)
+    counts.duplicate += outcomes.count(Outcome.DUPLICATE)
+    counts.conflict += outcomes.count(Outcome.CONFLICT)
+    counts.invalid += outcomes.count(Outcome.INVALID)
+    if len(outcomes) > outcomes.count(Outcome.INVALID):
+        model.news.set()
+
+
+def _response(outcomes: Sequence[Outcome], error: str) -> pb.FeedbackResponse:
+    response = _count(pb.FeedbackResponse(outcomes=[pb.LabelOutcome.ValueType(o) for o in outcomes]), outcomes)
+    response.first_error = error
+    return response
 
 
 def _read(model: Model, labels: Sequence[pb.Label]) -> tuple[list[LabelRow | None], list[str]]:

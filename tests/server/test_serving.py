@@ -24,17 +24,20 @@ from trimtab.protos.v1.trimtab_pb2_grpc import DriftStub, FeedbackStub, Lifecycl
 from trimtab.store.labels import LabelReader
 from trimtab.store.project import Project
 
+from .transports import TRANSPORTS
 from .world import MODEL, Running, expected, infer_request, loaded, predictions, publish, serving, table, write_project
 
 
-@pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Project, Running]]:
+@pytest.fixture(scope="module", params=sorted(TRANSPORTS))
+def served(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Project, Running]]:
     project = write_project(
         tmp_path_factory.mktemp("served") / "project",
         sections={"drift": "window_rows = 20\nwindow_seconds = 0.0", "batching": "max_batch_size = 16"},
     )
     publish(project, 1, verdict="initial")
-    with serving(project) as running:
+    with serving(project, transport=request.param) as running:
         yield project, running
 
 

@@ -13,6 +13,7 @@ from trimtab.store.project import Project
 from trimtab.store.segment import read_segment, sealed_segments
 
 from .load import Load
+from .transports import TRANSPORTS
 from .world import MODEL, Running, expected, loaded, program, publish, serving, table, write_project
 
 ROWS = [table(rows, seed) for seed, rows in enumerate([1, 3, 40, 1, 8])]
@@ -23,10 +24,12 @@ def load(project: Project, running: Running, versions: int, *, label: bool = Fal
     return Load(running.grpc, ROWS, answers, label=label)
 
 
-@pytest.fixture
-def project(tmp_path: Path) -> Project:
+@pytest.fixture(params=sorted(TRANSPORTS))
+def project(request: pytest.FixtureRequest, tmp_path: Path) -> Project:
     made = write_project(
-        tmp_path / "project", sections={"batching": "max_batch_size = 32", "capture": "flush_seconds = 0.05"}
+        tmp_path / "project",
+        server=f'transport = "{request.param}"',
+        sections={"batching": "max_batch_size = 32", "capture": "flush_seconds = 0.05"},
     )
     fitted = program(made)
     publish(made, 1, verdict="initial", fitted=fitted)
