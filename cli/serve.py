@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -43,7 +47,6 @@ def serve(
       trimtab serve --no-trainer --device cpu
     """
     from trimtab.cli.errors import UsageError
-    from trimtab.store.project import Project
 
     for flag, port in (("--grpc-port", grpc_port), ("--http-port", http_port)):
         if port is not None and not 0 <= port <= 65535:
@@ -54,9 +57,12 @@ def serve(
     ):
         if value is not None and value not in choices:
             raise UsageError(f"{flag}: expected one of {', '.join(choices)}, got {value!r}")
-    project = Project.load(directory)
-    _check_versions(project)
-    from trimtab.server.app import serve as run
+    with _importing():
+        from trimtab.store.project import Project
+
+        project = Project.load(directory)
+        _check_versions(project)
+        from trimtab.server.app import serve as run
 
     code = run(
         project,
@@ -69,6 +75,27 @@ def serve(
     )
     if code:
         raise typer.Exit(code)
+
+
+@contextlib.contextmanager
+def _importing() -> Iterator[None]:
+    """Imports for a server that is to be ready soon, and that shares its cores with threads of its own.
+
+    The collector would go through the many objects that imports make again and again, which takes as long as the
+    imports themselves. Numeric libraries start no threads that would only be in the way of those that serve, and
+    torch's ([server] threads) sleep between two batches instead of spinning; the trainer, a process of its own, does
+    not inherit that.
+    """
+    wanted = {"OPENBLAS_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+    ours = {name: value for name, value in wanted.items() if name not in os.environ}
+    os.environ.update(ours)
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+        for name in ours:
+            del os.environ[name]
 
 
 def _check_versions(project: object) -> None:

@@ -20,15 +20,24 @@ empty side, nothing can be said: value 0, p-value 1.
 
 from __future__ import annotations
 
+import functools
 import math
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import chdtrc, gammaincc, kolmogorov
 
 Counts = NDArray[np.float64]
 
 EXPECTED = 5.0
+
+
+@functools.cache
+def special() -> Any:
+    """scipy.special. Importing it takes a fifth of a second, and a server is to be ready before that."""
+    import scipy.special
+
+    return scipy.special
 
 
 def pool(a: Counts, b: Counts, *, ordered: bool) -> tuple[Counts, Counts]:
@@ -64,7 +73,7 @@ def chi_square(a: Counts, b: Counts) -> tuple[float, float, float]:
     seen = both > 0
     expected_a, expected_b = both[seen] * n / (n + m), both[seen] * m / (n + m)
     value = float(((a[seen] - expected_a) ** 2 / expected_a + (b[seen] - expected_b) ** 2 / expected_b).sum())
-    return value, math.sqrt(value / (n + m)), float(chdtrc(used - 1, value))
+    return value, math.sqrt(value / (n + m)), float(special().chdtrc(used - 1, value))
 
 
 def psi(a: Counts, b: Counts) -> tuple[float, float]:
@@ -75,7 +84,7 @@ def psi(a: Counts, b: Counts) -> tuple[float, float]:
     half = 0.5 * len(a)
     p, q = (a + 0.5) / (n + half), (b + 0.5) / (m + half)
     value = max(float(((p - q) * np.log(p / q)).sum()), 0.0)
-    return value, float(chdtrc(used - 1, value * n * m / (n + m)))
+    return value, float(special().chdtrc(used - 1, value * n * m / (n + m)))
 
 
 def jensen_shannon(a: Counts, b: Counts) -> tuple[float, float, float]:
@@ -87,7 +96,7 @@ def jensen_shannon(a: Counts, b: Counts) -> tuple[float, float, float]:
     middle = (p + q) / 2
     value = 0.5 * sum(float((x[x > 0] * np.log(x[x > 0] / middle[x > 0])).sum()) for x in (p, q))
     value = min(max(value, 0.0), math.log(2))
-    return value, math.sqrt(value / math.log(2)), float(chdtrc(used - 1, 8 * value * n * m / (n + m)))
+    return value, math.sqrt(value / math.log(2)), float(special().chdtrc(used - 1, 8 * value * n * m / (n + m)))
 
 
 def ks(a: Counts, b: Counts) -> tuple[float, float]:
@@ -97,7 +106,7 @@ def ks(a: Counts, b: Counts) -> tuple[float, float]:
         return 0.0, 1.0
     value = float(np.abs(np.cumsum(a) / n - np.cumsum(b) / m)[:-1].max())
     root = math.sqrt(n * m / (n + m))
-    return value, float(kolmogorov((root + 0.12 + 0.11 / root) * value))
+    return value, float(special().kolmogorov((root + 0.12 + 0.11 / root) * value))
 
 
 def wasserstein(a: Counts, b: Counts, middles: Counts) -> tuple[float, float]:
@@ -126,7 +135,7 @@ def wasserstein(a: Counts, b: Counts, middles: Counts) -> tuple[float, float]:
     if mean <= 0 or variance <= 0:
         return value, 1.0
     scaled = math.sqrt(n * m / (n + m)) * (value / float(widths.max()))
-    return value, float(gammaincc(mean**2 / variance, scaled * mean / variance))
+    return value, float(special().gammaincc(mean**2 / variance, scaled * mean / variance))
 
 
 def benjamini_hochberg(p_values: list[float]) -> list[float]:

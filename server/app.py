@@ -23,6 +23,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import gc
 import json
 import logging
 import os
@@ -30,10 +31,12 @@ import signal
 import sys
 import time
 from collections.abc import Awaitable
+from typing import Any
 
 import torch
 import uvloop
 from trimtab._native import HAS_FRONT, HotTarget, Hub, keep_freed_memory
+from trimtab.kernels import divergences
 from trimtab.kernels.errors import KernelError
 from trimtab.models.errors import ModelError
 from trimtab.protos.v1 import trimtab_pb2 as pb
@@ -137,6 +140,7 @@ class Server:
         self._stop = asyncio.Event()
         self._lock: StateLock | None = None
         self._announcements: asyncio.Task[None] | None = None
+        self._warming: asyncio.Task[object] | None = None
         self._health: list[Health] = []
         self._registry = Registry()
         self._events = EventBus()
@@ -241,6 +245,11 @@ class Server:
                 self._announcements = asyncio.create_task(self._advancer.announce(), name="announcements")
                 self._announcements.add_done_callback(_log_failure)
         self._say_ready(grpc, http, admin)
+        # What was made so far stays: the collector need not look at it again, which would stop every thread.
+        gc.freeze()
+        # The first drift window is not to wait for it, nor the start.
+        self._warming = asyncio.create_task(asyncio.to_thread(divergences.special), name="warming")
+        self._warming.add_done_callback(_log_failure)
 
     def _open(self, project: Project, settings: ModelSettings) -> Model:
         return open_model(
@@ -367,7 +376,7 @@ async def _in_time(work: Awaitable[None], seconds: float, what: str) -> bool:
     return True
 
 
-def _log_failure(task: asyncio.Task[None]) -> None:
+def _log_failure(task: asyncio.Task[Any]) -> None:
     if not task.cancelled() and (error := task.exception()) is not None:
         _log.error("%s ended", task.get_name(), exc_info=error)
 
