@@ -1,5 +1,6 @@
 #include "front_thread.h"
 
+#include <signal.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
 
@@ -73,10 +74,16 @@ void IoThread::listen(std::uint64_t index, std::shared_ptr<const Offer> offer, D
 }
 
 void IoThread::start() {
+    // Signals are for the interpreter's main thread: this one inherits a mask that blocks them.
+    sigset_t all, before;
+    sigfillset(&all);
+    for (const int fault : {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGABRT}) sigdelset(&all, fault);
+    pthread_sigmask(SIG_BLOCK, &all, &before);
     thread_ = std::thread([this] {
         run();
         ended_.set_value();
     });
+    pthread_sigmask(SIG_SETMASK, &before, nullptr);
 }
 
 bool IoThread::join(std::int64_t timeout) {

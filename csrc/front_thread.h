@@ -23,6 +23,7 @@
 #include "grpc_gzip.h"
 #include "hot_request.h"
 #include "http2_connection.h"
+#include "http2_memory.h"
 #include "net_socket.h"
 #include "net_stream.h"
 
@@ -81,6 +82,7 @@ class IoThread final : public Origin {
     std::vector<std::uint8_t>& output() { return output_; }
     std::string& scratch() { return scratch_; }
     Gzip& gzip() { return gzip_; }
+    Http2Memory& session_memory() { return session_memory_; }
     TimerWheel& timers() { return timers_; }
     LinkedList& stalled() { return stalled_; }
 
@@ -153,6 +155,7 @@ class IoThread final : public Origin {
     HotRequest* local_first_ = nullptr;  // delivered on this thread
     HotRequest* local_last_ = nullptr;
     std::vector<std::unique_ptr<LocalListener>> listeners_;
+    Http2Memory session_memory_;  // before the connections, whose sessions live in it
     std::unordered_map<Connection*, std::unique_ptr<Connection>> connections_;
     std::vector<Connection*> touched_, again_, doomed_;
     std::vector<LocalRoute*> submitted_;

@@ -30,6 +30,16 @@ bool offers_gzip(std::string_view list) {
     return false;
 }
 
+// The session does not check names and values: most are looked at here only to be compared.
+bool is_metadata(std::string_view name, std::string_view value) {
+    const auto good_name = [](char c) {
+        return (c >= 'a' && c <= 'z') || (c >= '0' && c <= '9') || c == '-' || c == '_' || c == '.';
+    };
+    const auto good_value = [](char c) { return static_cast<unsigned char>(c) >= 0x20 && c != 0x7F; };
+    return !name.empty() && std::all_of(name.begin(), name.end(), good_name) &&
+           std::all_of(value.begin(), value.end(), good_value);
+}
+
 }  // namespace
 
 // --- headers
@@ -106,6 +116,10 @@ void Connection::on_header(Call& call, std::string_view name, std::string_view v
 
 void Connection::on_metadata(Call& call, std::string_view name, std::string_view value) {
     if (name.starts_with(':') || name == "content-length") return;
+    if (!is_metadata(name, value)) {
+        call.bad_metadata = true;
+        return;
+    }
     if (!is_binary(name)) {
         call.metadata.emplace_back(name, value);
         return;
@@ -143,7 +157,7 @@ bool Connection::refuse_headers(Call& call) {
     } else if (call.bad_timeout) {
         finish(call, StatusCode::internal, "malformed grpc-timeout");
     } else if (call.bad_metadata) {
-        finish(call, StatusCode::internal, "binary metadata that is no base64");
+        finish(call, StatusCode::internal, "malformed metadata");
     } else {
         return false;
     }
@@ -223,8 +237,7 @@ bool Connection::fill(Call& call, std::span<const std::uint8_t>& data) {
     if (part > 0) {
         if (!charge(call, part)) return false;
         if (body.capacity() < have + part)
-            body.reserve(
-                std::min<std::size_t>(call.length, std::max({have + part, body.capacity() * 2, kFirstBody})));
+            body.reserve(std::min<std::size_t>(call.length, std::max({have + part, body.capacity() * 2, kFirstBody})));
         body.resize(have + part);
         std::memcpy(body.data() + have, data.data(), part);
         data = data.subspan(part);

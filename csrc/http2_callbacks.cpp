@@ -21,6 +21,7 @@ class Http2Callbacks {
 
     static int on_header(nghttp2_session*, const nghttp2_frame* frame, const std::uint8_t* name, std::size_t name_size,
                          const std::uint8_t* value, std::size_t value_size, std::uint8_t, void* user) {
+        if (frame->headers.cat != NGHTTP2_HCAT_REQUEST) return 0;
         Call* call = of(user).call_of(frame->hd.stream_id);
         if (call == nullptr) return 0;
         of(user).on_header(*call, {reinterpret_cast<const char*>(name), name_size},
@@ -118,16 +119,20 @@ struct Option {
 
 }  // namespace
 
-nghttp2_session* new_session(Connection& connection, const FrontLimits& limits) {
+nghttp2_session* new_session(Connection& connection, const FrontLimits& limits, Http2Memory& memory) {
     static const Callbacks callbacks;
     const Option option;
     nghttp2_option_set_no_auto_window_update(option.held, 1);
     nghttp2_option_set_no_closed_streams(option.held, 1);
+    // Names and values are checked where they are used: Connection::on_header.
+    nghttp2_option_set_no_http_messaging(option.held, 1);
     // The meter counts resets, with a bound of its own.
     nghttp2_option_set_stream_reset_rate_limit(option.held, static_cast<std::uint64_t>(limits.reset_burst) + 1,
                                                static_cast<std::uint64_t>(limits.resets_per_second) + 1);
     nghttp2_session* session = nullptr;
-    if (nghttp2_session_server_new2(&session, callbacks.held, &connection, option.held) != 0) throw std::bad_alloc();
+    nghttp2_mem functions = memory.functions();
+    if (nghttp2_session_server_new3(&session, callbacks.held, &connection, option.held, &functions) != 0)
+        throw std::bad_alloc();
     const std::array<nghttp2_settings_entry, 4> settings{{
         {NGHTTP2_SETTINGS_MAX_CONCURRENT_STREAMS, static_cast<std::uint32_t>(limits.streams)},
         {NGHTTP2_SETTINGS_INITIAL_WINDOW_SIZE, static_cast<std::uint32_t>(limits.stream_window)},

@@ -62,7 +62,7 @@ bool Connection::shake_hands() {
 }
 
 void Connection::open_session() {
-    session_ = new_session(*this, thread_.limits());
+    session_ = new_session(*this, thread_.limits(), thread_.session_memory());
     phase_ = Phase::open;
     phase_since_ = thread_.now();
     thread_.touch(*this);

@@ -29,6 +29,7 @@ from tests.server.raw_http2 import (
     WINDOW_UPDATE,
     RawClient,
     frame,
+    literal,
     message,
     request,
 )
@@ -208,6 +209,37 @@ def test_malformed_headers(fronted: Opened, fields: dict[str, str], status: grpc
     client.send(frame(HEADERS, END_HEADERS, 1, request(UNARY, **fields)) + frame(DATA, END_STREAM, 1, message(b"")))
     assert client.first(HEADERS) is not None
     settle(lambda: ("Echo/Unary", status.value[0], 1) in echo.front.ended())
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        pytest.param(b"", id="nothing"),
+        pytest.param(literal(":method", "POST"), id="no_path"),
+        pytest.param(request(UNARY) + literal(":path", DUPLEX), id="two_paths"),
+        pytest.param(request(UNARY).replace(b"POST", b"GET "), id="get"),
+        pytest.param(request(UNARY, content_type="text/html"), id="no_grpc"),
+        pytest.param(request(UNARY, te="gzip"), id="te"),
+    ],
+)
+def test_requests_that_are_none(fronted: Opened, block: bytes) -> None:
+    echo = fronted()
+    client = echo.client()
+    client.send(frame(HEADERS, END_HEADERS | END_STREAM, 1, block))
+    headers = client.first(HEADERS)
+    assert headers is not None
+    assert headers.flags & END_STREAM
+    assert echo.call(b"others") == b"others"
+
+
+def test_trailers_of_a_client_change_nothing(fronted: Opened) -> None:
+    client = fronted().client()
+    client.send(frame(HEADERS, END_HEADERS, 1, request(UNARY)) + frame(DATA, 0, 1, message(b"whole")))
+    trailers = literal(":path", "/no/such") + literal("grpc-timeout", "never") + literal("content-type", "text/plain")
+    client.send(frame(HEADERS, END_HEADERS | END_STREAM, 1, trailers))
+    answer = client.first(DATA)
+    assert answer is not None
+    assert answer.payload == message(b"whole")
 
 
 @pytest.mark.parametrize("unit", "HMSmun")
