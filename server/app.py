@@ -147,7 +147,13 @@ class Server:
         self._hub = Hub()
         self._calls = LocalCalls(self._hub)
         self._feedback = FeedbackGroups(self._registry)
-        self._compute = ComputeThread(self._device, settings.threads, self._hub)
+        self._compute = ComputeThread(
+            self._device,
+            settings.threads,
+            self._hub,
+            stall_seconds=settings.stall_seconds,
+            on_stall=self._on_stall,
+        )
         self._memory = ModelMemory(settings.max_model_bytes)
         self._repository = Repository(
             project,
@@ -260,6 +266,10 @@ class Server:
             events=self._events,
             on_drift=self._on_drift,
         )
+
+    def _on_stall(self, name: str, stalls: bool) -> None:
+        text = f"model {name!r} {'stalls, and takes no requests until it has answered' if stalls else 'answers again'}"
+        self._events.publish("stalled", name, text)
 
     def _on_model_change(self, model: Model) -> None:
         # The trainer knows the models of the trimtab.toml that it started with.

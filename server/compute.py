@@ -5,6 +5,12 @@ encoding its answers happen without the GIL.
 
 Tasks (`run_between_batches`) run between two batches: a barrier, and the place where other threads may touch what this
 one owns.
+
+A model that stalls would stop all others, since they share the thread. So a watchdog looks at what is being computed: a
+batch that takes longer than `stall_seconds` is given up. Its requests are answered UNAVAILABLE, its model takes no
+requests until the batch has come to an end after all, and a fresh thread serves the other models meanwhile; the old one
+leaves when it gets that far. A thread for each model was turned down: on one device they only take turns, by the
+system's choice in place of the hub's. What no watchdog can help with is code that keeps the interpreter's lock.
 """
 
 from __future__ import annotations
@@ -26,24 +32,45 @@ __all__ = ["ComputeThread"]
 
 _log = logging.getLogger(__name__)
 Task = Callable[[], None]
+_LOOKS = 4
+"""Of the watchdog, in the time that a batch may take."""
 
 
 class ComputeThread:
     """`startup`, then batches until `shutdown`, which computes what is queued and ends."""
 
-    def __init__(self, device: str, threads: int, hub: Hub) -> None:
+    def __init__(
+        self,
+        device: str,
+        threads: int,
+        hub: Hub,
+        *,
+        stall_seconds: float = 0.0,
+        on_stall: Callable[[str, bool], None] | None = None,
+    ) -> None:
+        """`stall_seconds` 0: no watchdog. `on_stall` is called, on some thread, with the model's name and whether it
+        stalls or has recovered."""
         self.device = device
         self.hub = hub
         self._threads = threads
         self._engines: Mapping[str, Engine] = {}
         self._tasks: queue.SimpleQueue[Task] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._run, name=f"trimtab-compute-{device}", daemon=True)
+        self._stall_seconds = stall_seconds
+        self._on_stall = on_stall
+        self._lock = threading.Lock()
+        self._thread = self._new_thread()
+        self._started = False
         self._closing = False
+        self._closed = threading.Event()
+        self._watchdog = threading.Thread(target=self._watch, name=f"trimtab-watchdog-{device}", daemon=True)
 
     def startup(self, engines: Mapping[str, Engine]) -> None:
         """Serves these engines, by name, from now on; the mapping may change meanwhile."""
         self._engines = engines
+        self._started = True
         self._thread.start()
+        if self._stall_seconds:
+            self._watchdog.start()
 
     def run_between_batches(self, task: Task) -> concurrent.futures.Future[None]:
         """Runs the task on this thread, between batches, after those that were answered before."""
@@ -67,20 +94,31 @@ class ComputeThread:
 
     def shutdown(self, timeout: float) -> bool:
         """Computes what is queued, without waiting for company, and ends the thread. False if that took too long."""
-        if not self._thread.is_alive():
+        if not self._started:
             return True
-        self._closing = True
+        with self._lock:
+            self._closing = True
+            thread = self._thread
         self.hub.close()
         self.hub.wake()
-        self._thread.join(timeout)
-        return not self._thread.is_alive()
+        thread.join(timeout)
+        self._closed.set()
+        return not thread.is_alive()
+
+    # --- the thread
+
+    def _new_thread(self) -> threading.Thread:
+        return threading.Thread(target=self._run, name=f"trimtab-compute-{self.device}", daemon=True)
 
     def _run(self) -> None:
         torch.set_num_threads(self._threads)
+        me = threading.current_thread()
         while True:
             # Read first: what came before closing was noticed is still computed.
             closing = self._closing
             idle = not self._step()
+            if self._thread is not me:
+                return  # another has taken over
             while not self._tasks.empty():
                 self._tasks.get()()
             if closing and idle:
@@ -96,6 +134,27 @@ class ComputeThread:
         engine = self._engines.get(batch.model)
         if engine is None:
             batch.fail(status_number(NotFound("")), f"model {batch.model!r} was unloaded")
-        else:
-            engine.run(batch)
+            return True
+        engine.run(batch)
+        if engine.stalled:
+            engine.recover()
+            self._tell(engine.name, stalls=False)
         return True
+
+    # --- the watchdog
+
+    def _watch(self) -> None:
+        while not self._closed.wait(self._stall_seconds / _LOOKS):
+            for engine in list(self._engines.values()):
+                if engine.give_up(self._stall_seconds):
+                    self._replace()
+                    self._tell(engine.name, stalls=True)
+
+    def _replace(self) -> None:
+        with self._lock:
+            self._thread = self._new_thread()
+            self._thread.start()
+
+    def _tell(self, name: str, *, stalls: bool) -> None:
+        if self._on_stall is not None:
+            self._on_stall(name, stalls)

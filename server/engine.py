@@ -9,6 +9,9 @@ Threads and ownership:
   swap      `install` replaces the table of loaded versions as a whole, then tells the hub; the next batch sees it. The
             table before is kept, for a batch that formed just before.
 
+  watchdog  `give_up` answers a batch in place of the compute thread, where that takes too long. Whoever holds
+            `_answering` answers; `_computing` says whether there is still something to answer.
+
 Answers leave before the rows go to the capture writer: a client does not wait for it. Whoever needs the captures of
 everything that was answered goes through the compute thread first (ComputeThread.run_between_batches).
 """
@@ -17,10 +20,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,7 +34,7 @@ from trimtab.kernels.sketch import Sketch
 from trimtab.models.loading import Version, inputs_of, outputs_of
 from trimtab.models.tensors import TensorVersion
 from trimtab.models.version import LoadedVersion
-from trimtab.server.errors import NotFound, status_number
+from trimtab.server.errors import NotFound, Stalled, status_number
 from trimtab.server.keeping import Capture, ClosedWindow, Keeper
 from trimtab.server.statistics import ModelCounts
 from trimtab.store.settings import BatchingSettings, ModelSettings
@@ -81,6 +86,9 @@ class Engine:
         self._hub = hub
         self._table: Table | None = None
         self._before: Table | None = None
+        self._answering = threading.Lock()
+        self._computing: tuple[Batch, float] | None = None
+        self._stalled = self._closed = False
         hub.add_model(self.name, self.schema, self.outputs, batch_policy(settings.batching, max_queue_bytes))
 
     # --- any thread
@@ -96,6 +104,11 @@ class Engine:
     def ready(self) -> bool:
         """Whether a version serves."""
         return self._table is not None
+
+    @property
+    def stalled(self) -> bool:
+        """Whether a batch was given up and has not come to an end yet: the model takes no requests."""
+        return self._stalled
 
     @property
     def waiting(self) -> int:
@@ -134,36 +147,81 @@ class Engine:
 
     def close(self) -> None:
         """Takes the model out of the hub; what still waits is answered NOT_FOUND."""
+        self._closed = True
         self._hub.remove_model(self.name)
+
+    # --- the watchdog
+
+    def give_up(self, seconds: float) -> bool:
+        """Answers the batch that is being computed, if it has been for longer than that, and stops taking requests.
+        Whether it did."""
+        computing = self._computing
+        if computing is None or time.monotonic() - computing[1] < seconds or self._closed:
+            return False
+        code = status_number(Stalled(""))
+        why = f"model {self.name!r} stalls: a batch has taken more than {seconds:g} s (stall_seconds)"
+        with self._answering:
+            if self._computing is not computing:
+                return False
+            self._computing = None
+            self._stalled = True
+            # In this order nothing of the model can become a batch beside the one that stalls.
+            self._hub.pause(self.name, code, why)
+            self._hub.clear(code, why, self.name)
+            computing[0].fail(code, why)
+        return True
 
     # --- the compute thread
 
+    def recover(self) -> None:
+        """Takes requests again, now that the batch that was given up has come to an end."""
+        self._stalled = False
+        if not self._closed:
+            self._hub.pause(self.name, 0)
+
     def run(self, batch: Batch) -> None:
         """Computes, answers and keeps a batch. Whatever goes wrong is answered too, and never raised."""
+        computing = self._computing = (batch, time.monotonic())
         try:
             version = self._version(batch.version)
             slab = batch.slab
             if isinstance(version, TensorVersion):
                 assert isinstance(slab, TensorSlab)
-                batch.answer(version.weights, version.run_in_parts(slab, self.policy.max_batch_size))
+                self._answer(computing, version.weights, version.run_in_parts(slab, self.policy.max_batch_size))
                 return
             assert isinstance(slab, Slab)
             assert self.keeper is not None
             sketch = self.keeper.sketch(version, self.table.live)
             predictions = self._predict(version, slab, sketch)
-            batch.answer(version.weights, [predictions])
+            if not self._answer(computing, version.weights, [predictions]):
+                return
         except NotFound as error:
-            batch.fail(status_number(error), str(error))
+            self._fail(computing, error, str(error))
             return
         except Exception as error:
             _log.exception("model %s: a batch of version %d failed", self.name, batch.version)
-            batch.fail(status_number(error), f"{type(error).__name__}: {error}")
+            self._fail(computing, error, f"{type(error).__name__}: {error}")
             return
         try:
             self.keeper.keep(slab, batch.request_ids, batch.counts, batch.times_us, version, predictions, sketch)
         except Exception:
             # The requests are answered; that their rows are lost is for the log.
             _log.exception("model %s: rows of a batch could not be kept", self.name)
+
+    def _answer(self, computing: tuple[Batch, float], weights: str, outputs: Sequence[NDArray[Any]]) -> bool:
+        """False where the batch was given up meanwhile."""
+        with self._answering:
+            if self._computing is not computing:
+                return False
+            computing[0].answer(weights, outputs)
+            self._computing = None
+            return True
+
+    def _fail(self, computing: tuple[Batch, float], error: Exception, message: str) -> None:
+        with self._answering:
+            if self._computing is computing:
+                self._computing = None
+                computing[0].fail(status_number(error), message)
 
     def _version(self, number: int) -> Version:
         for table in (self._table, self._before):

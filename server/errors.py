@@ -9,6 +9,7 @@ ServerError                 INTERNAL
 ├── DeadlinePassed          DEADLINE_EXCEEDED    its time was over before it was computed; the work was not done
 ├── Disconnected            CANCELLED            the client went away
 ├── Draining                UNAVAILABLE          the server is starting or stopping; try another one
+├── Stalled                 UNAVAILABLE          the model's batch takes longer than stall_seconds; try again later
 ├── Denied                  PERMISSION_DENIED    this caller may not do that
 ├── Unfit                   FAILED_PRECONDITION  a version that must not serve, and why
 ├── NoRoom                  FAILED_PRECONDITION  a version that does not fit into [server] max_model_bytes
@@ -39,6 +40,7 @@ __all__ = [
     "NotFound",
     "QueueFull",
     "ServerError",
+    "Stalled",
     "StartError",
     "TooLarge",
     "Unfit",
@@ -99,6 +101,12 @@ class DeadlinePassed(ServerError):
 
 class Draining(ServerError):
     """The server takes no new requests."""
+
+    code = "UNAVAILABLE"
+
+
+class Stalled(ServerError):
+    """The model computes for too long, and takes no requests meanwhile."""
 
     code = "UNAVAILABLE"
 

@@ -109,7 +109,6 @@ def _keeps(settings: ModelSettings, events: EventBus) -> bool:
     if asked:
         sections = ", ".join(f"[model.{name}]" for name in asked)
         message = f"model {settings.name!r} takes tensors: {sections} need columns ([[model.feature]]) and are off"
-        _log.warning("%s", message)
         events.publish("note", settings.name, message)
     return False
 

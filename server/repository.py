@@ -74,7 +74,6 @@ class Repository:
             raise next(iter(failures.values()))
         for name, failure in failures.items():
             self._events.publish("refused", name, f"the model is not served: {failure}")
-            _log.error("model %s is not served: %s", name, failure)
 
     async def load(self, name: str) -> Model:
         """Loads a model, or what is new of it. Raises NotFound, Unfit, ProjectError, StoreError, ModelError."""

@@ -69,6 +69,9 @@ class ServerSettings(Settings):
     """For replays: capture waits instead of dropping, has no rate cap, and schedules follow data time."""
     threads: Count = 1
     """CPU threads of one forward pass."""
+    stall_seconds: Annotated[float, Field(ge=0.0)] = 30.0
+    """Longest that a model may compute one batch. Then its requests are answered UNAVAILABLE, and it takes no others
+    until it is done; the other models are served on. 0: no limit."""
     max_model_bytes: Annotated[int, Field(ge=0)] = 0
     """Most bytes that the weights and buffers of all loaded versions may take together; what would exceed it is not
     loaded. 0: no limit."""

@@ -104,7 +104,7 @@ class InferenceServicer:
     async def model_ready(self, request: pb.ModelReadyRequest, _call: Call) -> pb.ModelReadyResponse:
         """Whether the model, or a version of it, would answer."""
         engine = self._engine(request.name)
-        if not engine.ready or not self._registry.ready:
+        if not engine.ready or engine.stalled or not self._registry.ready:
             return pb.ModelReadyResponse(ready=False)
         table = engine.table
         loaded = {*map(str, table.loaded), *table.aliases}
@@ -151,8 +151,9 @@ class InferenceServicer:
         models = []
         for engine in self._engines.values():
             if engine.ready:
-                state = "READY" if self._registry.ready else "UNAVAILABLE"
-                reason = "the server is stopping" if self._registry.draining else ""
+                state = "READY" if self._registry.ready and not engine.stalled else "UNAVAILABLE"
+                reason = "it stalls" if engine.stalled else ""
+                reason = "the server is stopping" if self._registry.draining else reason
                 models += [
                     index(name=engine.name, version=str(number), state=state, reason=reason)
                     for number in sorted(engine.table.loaded)
