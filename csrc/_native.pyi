@@ -547,5 +547,8 @@ class Hub(HotTarget):
     def in_flight(self, name: str) -> int:
         """The model's batches that were taken and not answered. ValueError without such a model."""
 
+    def render(self) -> bytes:
+        """Every model's counters in Prometheus' text format, rendered without the GIL."""
+
     def statistics(self, name: str) -> dict[str, Any]:
         """A copy of a model's counters: see trimtab.server.statistics."""

@@ -114,6 +114,21 @@ std::size_t Hub::waiting(const std::string& name) {
     return chosen.queue.waiting();
 }
 
+std::vector<ModelMetrics> Hub::metrics() {
+    std::vector<std::pair<Model*, ModelMetrics>> found;
+    {
+        const std::lock_guard guard(lock_);
+        for (Model* model : serving_) found.push_back({model, {model->name, model->live, model->queue.waiting(), {}}});
+    }
+    std::vector<ModelMetrics> models;
+    for (auto& [model, metrics] : found) {
+        metrics.data = model->statistics.copy();
+        models.push_back(std::move(metrics));
+    }
+    std::sort(models.begin(), models.end(), [](const auto& one, const auto& other) { return one.name < other.name; });
+    return models;
+}
+
 // --- requests --------------------------------------------------------------------------------------------------------
 
 namespace {

@@ -31,6 +31,7 @@
 #include "clock.h"
 #include "hot_request.h"
 #include "hub_model.h"
+#include "metrics_text.h"
 
 namespace trimtab {
 
@@ -74,6 +75,7 @@ class Hub final : public HotTarget, public std::enable_shared_from_this<Hub> {
     void set_draining(bool draining) { draining_.store(draining, std::memory_order_relaxed); }
     Model& model(const std::string& name);  // throws std::invalid_argument
     std::size_t waiting(const std::string& name);
+    std::vector<ModelMetrics> metrics();  // of every model, by name
 
     // --- HotTarget
     std::unique_ptr<HotRequest> make() override { return std::make_unique<HubRequest>(); }

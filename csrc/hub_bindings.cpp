@@ -178,6 +178,11 @@ py::dict statistics_of(Hub& hub, const std::string& name) {
     return all;
 }
 
+std::string rendered(Hub& hub) {
+    py::gil_scoped_release released;
+    return render_metrics(hub.metrics());
+}
+
 // A LocalOrigin that keeps its hub, and is kept by it: see local_origin.h.
 class HubOrigin {
   public:
@@ -317,6 +322,7 @@ void bind_hub(py::module_& module) {
             },
             py::arg("name"), py::arg("status"), py::arg("message") = "", Released())
         .def("in_flight", &Hub::in_flight, py::arg("name"), Released())
+        .def("render", [](Hub& hub) { return py::bytes(rendered(hub)); })
         .def("statistics", &statistics_of, py::arg("name"));
 }
 

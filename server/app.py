@@ -169,7 +169,7 @@ class Server:
         self._lifecycle = LifecycleServicer(
             self._registry, self._advancer, self._channel, self._supervisor, self._events
         )
-        self._metrics = Metrics(self._registry, self._channel, self._lifecycle.trainer_status)
+        self._metrics = Metrics(self._registry, self._hub, self._channel, self._lifecycle.trainer_status)
         self._tls = TlsFiles.of(project.security, project.directory)
         self._transport = self._make_transport()
         everybody = project.security.model_control == "everywhere"
@@ -180,7 +180,7 @@ class Server:
             max_message_bytes=settings.max_message_bytes,
             observer=self._metrics.call,
         )
-        self._http = HttpServer(self._registry, self._metrics.registry, rest, tls=self._tls)
+        self._http = HttpServer(self._registry, self._metrics.page, rest, tls=self._tls)
 
     def _make_transport(self) -> Transport:
         settings, observer, tls = self._settings, self._metrics.call, self._tls

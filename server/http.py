@@ -7,12 +7,10 @@ import contextlib
 import os
 import socket
 import ssl
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import uvicorn
-from prometheus_client import CollectorRegistry
-from prometheus_client.exposition import choose_encoder
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -26,13 +24,15 @@ from trimtab.server.tls import TlsFiles
 
 __all__ = ["HttpServer"]
 
+_METRICS = "text/plain; version=0.0.4; charset=utf-8"
+
 
 class HttpServer:
     """`startup`, then it answers until `shutdown`."""
 
-    def __init__(self, registry: Registry, metrics: CollectorRegistry, rest: Rest, tls: TlsFiles | None = None) -> None:
+    def __init__(self, registry: Registry, page: Callable[[], bytes], rest: Rest, tls: TlsFiles | None = None) -> None:
         self._registry = registry
-        self._metrics = metrics
+        self._page = page
         routes = [
             Route("/metrics", self._render, methods=["GET"]),
             Route("/livez", self._live, methods=["GET"]),
@@ -67,11 +67,10 @@ class HttpServer:
             with contextlib.suppress(asyncio.CancelledError):
                 await self._task
 
-    async def _render(self, request: Request) -> Response:
-        encoder, kind = choose_encoder(request.headers.get("accept", ""))
+    async def _render(self, _request: Request) -> Response:
         # Rendering some hundred numbers takes milliseconds: not on the loop, where requests are answered.
-        body = await asyncio.to_thread(encoder, self._metrics)
-        return Response(body, media_type=None, headers={"content-type": kind})
+        body = await asyncio.to_thread(self._page)
+        return Response(body, media_type=None, headers={"content-type": _METRICS})
 
     async def _live(self, _request: Request) -> Response:
         return PlainTextResponse("live\n")

@@ -1,7 +1,8 @@
 """/metrics: renders what the parts of the server count. Nothing is counted here but calls by status.
 
-A collector that reads the counts when it is asked, so that the hot path updates plain numbers and never takes a lock of
-prometheus-client's. Names are listed in docs/serving.md.
+Two halves make the page. The hub's counters (requests, stages, batches; Triton's names beside ours) are rendered by
+native code without the GIL (csrc/metrics_text.h). The rest is few and slow to change: a collector reads it when it is
+asked. Names are listed in docs/serving.md.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from importlib.metadata import version
 
-from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
+from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector, generate_latest
 from prometheus_client.core import (
     CounterMetricFamily,
     GaugeMetricFamily,
@@ -19,6 +20,7 @@ from prometheus_client.core import (
     Metric,
 )
 from prometheus_client.registry import Collector
+from trimtab._native import Hub
 from trimtab.protos.v1 import trimtab_pb2 as pb
 from trimtab.server.channel import TrainerChannel
 from trimtab.server.served import Model, Registry
@@ -31,11 +33,12 @@ Sample = tuple[tuple[str, ...], float]
 
 
 class Metrics(Collector):
-    """See the module. `registry` is what the HTTP side renders."""
+    """See the module. `page` is what the HTTP side answers."""
 
     def __init__(
-        self, registry: Registry, channel: TrainerChannel, trainer_status: Callable[[], pb.TrainerStatus]
+        self, registry: Registry, hub: Hub, channel: TrainerChannel, trainer_status: Callable[[], pb.TrainerStatus]
     ) -> None:
+        self._hub = hub
         self._registry = registry
         self._channel = channel
         self._trainer_status = trainer_status
@@ -48,6 +51,10 @@ class Metrics(Collector):
         PlatformCollector(registry=self.registry)
         GCCollector(registry=self.registry)
 
+    def page(self) -> bytes:
+        """The whole page, in Prometheus' text format. From any thread; takes milliseconds."""
+        return generate_latest(self.registry) + self._hub.render()
+
     def call(self, method: str, code: str) -> None:
         """Counts an ended call. On the loop."""
         self._calls[method, code] += 1
@@ -59,7 +66,6 @@ class Metrics(Collector):
         calls = self._calls + Counter({(method, code): count for method, code, count in self.native_calls()})
         yield _counter("trimtab_calls", "Ended calls by method and gRPC status.", ("method", "code"), calls.items())
         models = list(self._registry.models.values())
-        yield from _serving(models)
         yield from _versions(models)
         yield from _kept(models)
         yield from _drift(models)
@@ -81,32 +87,6 @@ class Metrics(Collector):
         durations = [((kind,), distribution) for kind, distribution in list(self._channel.durations.items())]
         help_text = "Seconds from a command to its acknowledgement: the duration of the trainer's work."
         yield _histogram("trimtab_trainer_command_seconds", help_text, ("command",), durations)
-
-
-def _serving(models: list[Model]) -> Iterator[Metric]:
-    counted = [((model.name,), model.engine.counts) for model in models]
-    per_version = [
-        ((name, str(number)), version) for (name,), counts in counted for number, version in counts.versions.items()
-    ]
-    labels = ("model", "version")
-    yield _counter("trimtab_requests", "Requests answered.", labels, [(k, float(c.requests)) for k, c in per_version])
-    yield _counter("trimtab_rows", "Rows answered.", labels, [(k, float(c.rows)) for k, c in per_version])
-    yield _counter("trimtab_batches", "Batches computed.", labels, [(k, float(c.batches)) for k, c in per_version])
-    for name, attribute, help_text in (
-        ("trimtab_failed_requests", "failed", "Requests whose batch failed."),
-        ("trimtab_expired_requests", "expired", "Requests whose deadline passed in the queue; not computed."),
-        ("trimtab_cancelled_requests", "cancelled", "Requests that were cancelled in the queue; not computed."),
-    ):
-        yield _counter(name, help_text, ("model",), [(k, float(getattr(c, attribute))) for k, c in counted])
-    for name, attribute, help_text in (
-        ("trimtab_queue_seconds", "queue", "Seconds from a request's arrival to its batch, per request."),
-        ("trimtab_compute_seconds", "compute", "Seconds from rows to encoded answers, per batch."),
-        ("trimtab_request_seconds", "total", "Seconds from a request's arrival to its answer, per request."),
-        ("trimtab_batch_rows", "sizes", "Rows of a batch."),
-    ):
-        yield _histogram(name, help_text, ("model",), [(k, getattr(c, attribute)) for k, c in counted])
-    depth = [((model.name,), float(max(model.engine.waiting, 0))) for model in models]
-    yield _gauge("trimtab_queue_depth", "Requests that wait.", ("model",), depth)
 
 
 def _versions(models: list[Model]) -> Iterator[Metric]:

@@ -279,6 +279,15 @@ def test_metrics_are_those_of_the_docs_and_count(served: tuple[Project, Running]
     counts = {s.name: s.value for s in families["trimtab_request_seconds"].samples if "le" not in s.labels}
     requests = sum(s.value for s in families["trimtab_requests"].samples if s.name.endswith("_total"))
     assert counts["trimtab_request_seconds_count"] == requests
+    success = {s.labels["version"]: s.value for s in families["nv_inference_request_success"].samples}
+    assert success["1"] == requests
+    assert {s.labels["reason"] for s in families["nv_inference_request_failure"].samples} == {
+        "REJECTED",
+        "CANCELED",
+        "BACKEND",
+        "OTHER",
+    }
+    assert families["nv_inference_count"].samples[0].value >= 7
     ours = {name for name in families if name.startswith("trimtab")}
     docs = Path(__file__).parents[2].joinpath("docs", "serving.md").read_text()
     undocumented = {name for name in ours if name not in docs}
