@@ -505,10 +505,34 @@ def keep_freed_memory() -> None:
     """Tells the C library to keep what is freed, up to some 100 MiB, for the next batch, where it would give it back to
     the system."""
 
+class SharedMemory:
+    """Regions of system shared memory by name: csrc/shared_memory.h. Any thread."""
+
+    def __init__(self, most_bytes: int) -> None:
+        """`most_bytes`: of one request's inputs."""
+
+    def register(self, name: str, key: str, offset: int, byte_size: int) -> bool:
+        """Opens a window of /dev/shm's object `key`; False where the name is taken. WireError on what cannot be."""
+
+    def unregister(self, name: str) -> bool:
+        """Requests that use it keep it; False where there is no such region."""
+
+    def clear(self) -> None:
+        """Unregisters all regions."""
+
+    def regions(self) -> list[tuple[str, str, int, int]]:
+        """(name, key, offset, byte_size) of each, by name."""
+
+    def read(self, name: str, offset: int, size: int) -> bytes:
+        """Bytes of a region; WireError. For tests, as is write."""
+
+    def write(self, name: str, offset: int, data: bytes) -> None: ...
+
 class Hub(HotTarget):
     """Every model's requests from bytes to answers: csrc/hub.h. Any thread."""
 
-    def __init__(self) -> None: ...
+    def __init__(self, shared_memory: SharedMemory | None = None) -> None:
+        """`shared_memory`: what requests may use; None: requests that do are refused."""
     def add_model(
         self,
         name: str,
@@ -516,8 +540,10 @@ class Hub(HotTarget):
         outputs: Sequence[tuple[str, str, Sequence[int]]],
         policy: BatchPolicy,
         instances: int = 1,
+        labels: Mapping[str, Sequence[str]] = ...,
     ) -> None:
         """`outputs`: name, datatype, dimensions after the rows (-1: any size). `instances`: most batches at a time.
+        `labels`: names of an output's elements, for classification.
         ValueError where there is a model of that name."""
 
     def remove_model(self, name: str) -> bool:

@@ -15,6 +15,7 @@ void bind_batch_queue(pybind11::module_& module);  // batch_queue_bindings.cpp: 
 void bind_front(pybind11::module_& module);    // front_bindings.cpp: Front, FrontLimits, EchoTarget; where it was built
 void bind_sampling(pybind11::module_& module);  // sampling.cpp: sample_ids
 void bind_groups(pybind11::module_& module);  // group_bindings.cpp: GroupQueue, Group
+void bind_shared(pybind11::module_& module);   // shared_bindings.cpp: SharedMemory
 void bind_crc(pybind11::module_& module);      // crc32c.cpp: crc32c
 
 }  // namespace trimtab

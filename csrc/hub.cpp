@@ -8,6 +8,8 @@
 
 #include "errors.h"
 #include "hub_answer.h"
+#include "infer_classes.h"
+#include "infer_forms.h"
 #include "infer_parameters.h"
 
 namespace trimtab {
@@ -28,11 +30,13 @@ void trim(HubRequest& request) {
         request.parsed.clear();
         Buffer<char>().swap(request.body);
     }
+    if (request.shared.capacity() > most) Buffer<char>().swap(request.shared);
+    request.forms.clear();  // lets go of regions
 }
 
 }  // namespace
 
-Hub::Hub() { rebuild_table(); }
+Hub::Hub(std::shared_ptr<const SharedMemory> shared) : shared_(std::move(shared)) { rebuild_table(); }
 
 Hub::~Hub() { clear(StatusCode::unavailable, "the server stops"); }
 
@@ -141,6 +145,21 @@ struct Refused {
 
 }  // namespace
 
+namespace {
+
+// A classification of what has no order is refused; of labels that a schema names, it is not.
+void check_classes(const OutputForm& form, const RequestedOutput& wanted, const Model& model) {
+    if (form.classes == 0) return;
+    for (const OutputSpec& output : model.outputs) {
+        if (output.name == wanted.name && !can_classify(output.datatype)) {
+            throw WireError("output " + quote(wanted.name) + ", parameter \"classification\": expected it for numbers, came " +
+                            output.datatype);
+        }
+    }
+}
+
+}  // namespace
+
 Model* Hub::route(std::string_view name) const {
     const Table* table = table_.load(std::memory_order_acquire);
     if (name.empty() && table->only != nullptr) return table->only;
@@ -156,10 +175,10 @@ Model* Hub::route(std::string_view name) const {
 }
 
 void Hub::check(HubRequest& request) {
-    const InferMessage& parsed = request.parsed;
+    InferMessage& parsed = request.parsed;
     Model& model = *request.model;
     HubRequest::Place& place = request.place;
-    const std::optional<std::int64_t> time_us = check_parameters(parsed);
+    const std::optional<std::int64_t> time_us = check_parameters(parsed, true);
     using namespace std::chrono;
     request.time_us = time_us ? *time_us
                               : duration_cast<microseconds>(system_clock::now().time_since_epoch()).count();
@@ -186,6 +205,10 @@ void Hub::check(HubRequest& request) {
         for (const OutputSpec& output : model.outputs) names += (names.empty() ? "" : ", ") + quote(output.name);
         throw WireError("output " + quote(wanted.name) + ": expected one of " + names);
     }
+    read_output_forms(parsed, shared_.get(), request.forms);
+    for (std::size_t i = 0; i < request.forms.size(); ++i) check_classes(request.forms[i], parsed.outputs[i], model);
+    request.shared.clear();
+    read_shared_inputs(parsed, shared_.get(), request.shared);
     if (model.schema) {
         request.rows.assign(parsed, model.schema);
         place.rows = static_cast<std::uint32_t>(request.rows.rows());
@@ -193,7 +216,7 @@ void Hub::check(HubRequest& request) {
         request.tensors.assign(parsed, model.tensors);
         place.rows = static_cast<std::uint32_t>(request.tensors.rows());
     }
-    place.size = request.body.size();
+    place.size = request.body.size() + request.shared.size();
     place.arrived = request.arrived;
     place.deadline = request.deadline;
 }
@@ -394,10 +417,19 @@ void Hub::answer(TakenBatch& batch, std::string_view weights, std::span<const Ba
     arrived.reserve(batch.requests.size());
     for (std::size_t i = 0; i < batch.requests.size(); ++i) {
         HubRequest& request = *batch.requests[i];
-        writer.write(i, first);
         request.status = StatusCode::ok;
         request.message.clear();
-        arrived.push_back(request.arrived);
+        try {
+            writer.write(i, first);
+            arrived.push_back(request.arrived);
+        } catch (const WireError& error) {
+            // Its place in shared memory is too small, or gone: it fails alone.
+            request.status = StatusCode::invalid_argument;
+            request.message = error.what();
+            request.answer.clear();
+            batch.model->statistics.failure(batch.version, {&request.arrived, 1}, monotonic_ns());
+            if (request.in_stream) write_stream_error(request);
+        }
         first += batch.counts[i];
     }
     batch.marks.computed = computed;

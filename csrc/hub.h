@@ -58,7 +58,8 @@ struct BatchTensor {
 
 class Hub final : public HotTarget, public std::enable_shared_from_this<Hub> {
   public:
-    Hub();
+    // `shared`: what requests may use of shared memory; null: none.
+    explicit Hub(std::shared_ptr<const SharedMemory> shared = nullptr);
     ~Hub() override;
 
     // --- any thread
@@ -118,6 +119,7 @@ class Hub final : public HotTarget, public std::enable_shared_from_this<Hub> {
     void deliver_now(std::span<HubRequest* const> requests) noexcept;
     void end_with(std::vector<HubRequest*>& requests, StatusCode status, const std::string& message) noexcept;
 
+    const std::shared_ptr<const SharedMemory> shared_;
     std::atomic<const Table*> table_;
     std::atomic<bool> draining_{false};
     std::vector<std::unique_ptr<Table>> tables_;  // all there ever were, the last in use

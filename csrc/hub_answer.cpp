@@ -5,6 +5,8 @@
 #include <limits>
 #include <stdexcept>
 
+#include "errors.h"
+#include "infer_classes.h"
 #include "wire.h"
 
 namespace trimtab {
@@ -49,6 +51,35 @@ OutputTensor AnswerWriter::slice(std::size_t output, std::size_t first, std::siz
             tensor.raw.substr(begin, end - begin)};
 }
 
+OutputTensor AnswerWriter::shape(std::size_t output, const OutputForm& form, const OutputTensor& plain) {
+    OutputTensor shaped = plain;
+    if (form.region) {
+        if (plain.raw.size() > form.byte_size) {
+            throw WireError("output " + quote(plain.name) + ": expected at least " + std::to_string(plain.raw.size()) +
+                            " bytes of shared memory for it (shared_memory_byte_size), came " +
+                            std::to_string(form.byte_size));
+        }
+        form.region->write(form.offset, plain.raw);
+        shaped.region = form.region->name;
+        shaped.region_bytes = plain.raw.size();
+        shaped.region_offset = form.offset;
+        shaped.raw = {};
+    }
+    if (form.classes != 0) {
+        classes_.resize(outputs_.size());
+        class_counts_.resize(outputs_.size());
+        const std::size_t per_row = outputs_[output].row_bytes / width_of(plain.datatype);
+        const std::size_t count = std::min<std::size_t>(form.classes, per_row);
+        classes_[output].clear();
+        classify(plain.raw, plain.datatype, per_row, count, batch_.model->outputs[output].labels, classes_[output]);
+        class_counts_[output] = static_cast<std::int64_t>(count);
+        shaped.datatype = "BYTES";
+        shaped.row_shape = {&class_counts_[output], 1};
+        shaped.raw = classes_[output];
+    }
+    return shaped;
+}
+
 void AnswerWriter::write_generic(HubRequest& request, const RequestId& id, std::size_t first, std::size_t rows) {
     char text[kIdText];
     write_request_id(id, text);
@@ -59,11 +90,14 @@ void AnswerWriter::write_generic(HubRequest& request, const RequestId& id, std::
     if (request.parsed.outputs.empty()) {
         for (std::size_t i = 0; i < specs.size(); ++i) response_.outputs.push_back(slice(i, first, rows));
     }
-    for (const RequestedOutput& wanted : request.parsed.outputs) {
+    for (std::size_t i = 0; i < request.parsed.outputs.size(); ++i) {
         // That the model has it was checked when the request came.
-        const auto found = std::find_if(specs.begin(), specs.end(),
-                                        [&](const OutputSpec& spec) { return spec.name == wanted.name; });
-        response_.outputs.push_back(slice(static_cast<std::size_t>(found - specs.begin()), first, rows));
+        const auto found = std::find_if(specs.begin(), specs.end(), [&](const OutputSpec& spec) {
+            return spec.name == request.parsed.outputs[i].name;
+        });
+        const auto output = static_cast<std::size_t>(found - specs.begin());
+        const OutputTensor plain = slice(output, first, rows);
+        response_.outputs.push_back(request.forms.empty() ? plain : shape(output, request.forms[i], plain));
     }
     const std::size_t size = checked(response_size(response_));
     if (!request.in_stream) {

@@ -17,11 +17,14 @@ class AnswerWriter {
   public:
     AnswerWriter(const TakenBatch& batch, std::string_view weights, std::span<const BatchTensor> outputs);
 
-    // The answer to request `index`, whose rows begin at `first`. Throws std::length_error beyond 2 GiB.
+    // The answer to request `index`, whose rows begin at `first`. Throws std::length_error beyond 2 GiB, WireError where
+    // an output does not fit where the request wants it.
     void write(std::size_t index, std::size_t first);
 
   private:
     OutputTensor slice(std::size_t output, std::size_t first, std::size_t rows) const;
+    // The same in the form that was asked for. Throws WireError where shared memory does not take it.
+    OutputTensor shape(std::size_t output, const OutputForm& form, const OutputTensor& plain);
     void write_generic(HubRequest& request, const RequestId& id, std::size_t first, std::size_t rows);
     void learn(const HubRequest& request, std::size_t rows);
 
@@ -30,6 +33,9 @@ class AnswerWriter {
     std::span<const BatchTensor> outputs_;
     ResponseHead head_;
     Response response_;
+    // Of classes: the strings, and how many a row; by output.
+    std::vector<std::string> classes_;
+    std::vector<std::int64_t> class_counts_;
     std::vector<char> template_;
     std::size_t template_rows_ = 0;  // 0: none yet
     std::size_t id_at_ = 0;

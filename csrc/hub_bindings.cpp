@@ -10,6 +10,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <map>
 #include <memory>
 #include <stdexcept>
 #include <string>
@@ -111,9 +112,13 @@ class Batch {
 
 void add_model(Hub& hub, const std::string& name, const py::object& schema,
                const std::vector<std::tuple<std::string, std::string, std::vector<std::int64_t>>>& outputs,
-               const BatchPolicy& policy, std::uint32_t instances) {
+               const BatchPolicy& policy, std::uint32_t instances,
+               const std::map<std::string, std::vector<std::string>>& labels) {
     std::vector<OutputSpec> specs;
-    for (const auto& [output, datatype, dims] : outputs) specs.push_back({output, datatype, dims});
+    for (const auto& [output, datatype, dims] : outputs) {
+        const auto found = labels.find(output);
+        specs.push_back({output, datatype, dims, found == labels.end() ? std::vector<std::string>{} : found->second});
+    }
     std::shared_ptr<const Schema> columns;
     std::shared_ptr<const TensorSchema> tensors;
     if (py::isinstance<Schema>(schema)) {
@@ -292,9 +297,9 @@ void bind_hub(py::module_& module) {
 
     using Released = py::call_guard<py::gil_scoped_release>;
     py::class_<Hub, HotTarget, std::shared_ptr<Hub>>(module, "Hub", "Every model's requests, from bytes to answers.")
-        .def(py::init<>())
+        .def(py::init<std::shared_ptr<SharedMemory>>(), py::arg("shared_memory") = nullptr)
         .def("add_model", &add_model, py::arg("name"), py::arg("schema"), py::arg("outputs"), py::arg("policy"),
-             py::arg("instances") = 1)
+             py::arg("instances") = 1, py::arg("labels") = std::map<std::string, std::vector<std::string>>{})
         .def("remove_model", &Hub::remove_model, py::arg("name"), Released())
         .def(
             "install",

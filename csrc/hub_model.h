@@ -15,6 +15,7 @@
 
 #include "batch_queue.h"
 #include "hot_request.h"
+#include "infer_forms.h"
 #include "infer_message.h"
 #include "infer_rows.h"
 #include "request_ids.h"
@@ -35,7 +36,9 @@ struct HubRequest final : HotRequest {
         HubRequest* request = nullptr;
     };
 
-    InferMessage parsed;  // views into body
+    InferMessage parsed;  // views into body, and into shared
+    Buffer<char> shared;  // copies of inputs that lie in shared memory
+    std::vector<OutputForm> forms;  // of the requested outputs; empty: all as they are
     InferRows rows;       // of a model with columns
     TensorRows tensors;   // of a model with tensors
     Model* model = nullptr;
@@ -47,7 +50,8 @@ struct HubRequest final : HotRequest {
 struct OutputSpec {
     std::string name;
     std::string datatype;
-    std::vector<std::int64_t> dims;  // after the rows; -1: any size
+    std::vector<std::int64_t> dims;   // after the rows; -1: any size
+    std::vector<std::string> labels{};  // of its elements, for classification; may be fewer
 };
 
 // The memory of one batch's rows: of columns or of tensors, never both.

@@ -62,9 +62,10 @@ std::optional<std::int64_t> check_request_parameters(const std::vector<Parameter
 
 }  // namespace
 
-std::optional<std::int64_t> check_parameters(const InferMessage& message) {
+std::optional<std::int64_t> check_parameters(const InferMessage& message, bool forms) {
     for (const Parameter& parameter : message.tensor_parameters) {
         require_value(parameter);
+        if (forms) continue;
         if (parameter.key.starts_with("shared_memory_"))
             fail_parameter(parameter, "none, as shared memory is not supported");
         if (parameter.key == "classification" && !is_zero(parameter)) {

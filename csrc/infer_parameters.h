@@ -11,8 +11,8 @@ namespace trimtab {
 
 // The request's own data time in microseconds (parameter trimtab_time_us), if it has one. Throws WireError on a
 // parameter that is reserved, of another type, or asks for what is not supported. `timeout` and `priority` are for the
-// server to honour.
-std::optional<std::int64_t> check_parameters(const InferMessage& message);
+// server to honour; so are shared memory and classification with `forms` (infer_forms.h), which are refused without.
+std::optional<std::int64_t> check_parameters(const InferMessage& message, bool forms = false);
 
 // Throws WireError where an output is asked for twice: a small request must not get a large answer. Whether the model
 // has such outputs is for others to say.

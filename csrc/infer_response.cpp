@@ -20,6 +20,16 @@ void write_parameter(Sink auto& sink, std::string_view key, std::string_view val
     });
 }
 
+void write_parameter(Sink auto& sink, std::string_view key, std::uint64_t value) {
+    write_message(sink, 4, [&](Sink auto& entry) {
+        write_bytes(entry, 1, key);
+        write_message(entry, 2, [&](Sink auto& choice) {
+            choice.varint(2U << 3 | static_cast<std::uint32_t>(wire::Kind::varint));
+            choice.varint(value);
+        });
+    });
+}
+
 void write_output(Sink auto& sink, const OutputTensor& output) {
     write_message(sink, 5, [&](Sink auto& tensor) {
         write_text(tensor, 1, output.name);
@@ -28,6 +38,10 @@ void write_output(Sink auto& sink, const OutputTensor& output) {
             shape.varint(static_cast<std::uint64_t>(output.rows));
             for (const std::int64_t dim : output.row_shape) shape.varint(static_cast<std::uint64_t>(dim));
         });
+        if (output.region.empty()) return;
+        write_parameter(tensor, "shared_memory_region", output.region);
+        write_parameter(tensor, "shared_memory_byte_size", output.region_bytes);
+        if (output.region_offset != 0) write_parameter(tensor, "shared_memory_offset", output.region_offset);
     });
 }
 

@@ -23,6 +23,10 @@ struct OutputTensor {
     std::int64_t rows = 0;
     std::span<const std::int64_t> row_shape;  // the dimensions after the rows
     std::string_view raw;
+    // Of values that were written into shared memory instead (raw is empty then): parameters of the tensor.
+    std::string_view region{};
+    std::uint64_t region_bytes = 0;
+    std::uint64_t region_offset = 0;
 };
 
 struct Response {

@@ -12,7 +12,7 @@ from trimtab.store.project import Project
 from trimtab.store.settings import ModelSettings
 from trimtab.store.versions import VersionStore
 
-__all__ = ["Loader", "Tensor", "Version", "inputs_of", "loader", "outputs_of"]
+__all__ = ["Loader", "Tensor", "Version", "inputs_of", "labels_of", "loader", "outputs_of"]
 
 Version = LoadedVersion | TensorVersion
 Loader = Callable[[int], Version]
@@ -46,3 +46,11 @@ def outputs_of(settings: ModelSettings) -> list[Tensor]:
         return [(tensor.name, tensor.datatype, tensor.dims) for tensor in settings.outputs]
     outputs = Task.of(settings.task, settings.classes, settings.positive).outputs()
     return [(name, datatype, (width,)) for name, datatype, width in outputs]
+
+
+def labels_of(settings: ModelSettings) -> dict[str, list[str]]:
+    """What the elements of an output stand for, by output; of those that stand for something."""
+    if not settings.classes:
+        return {}
+    labels = [settings.positive] if settings.task == "binary" else list(settings.classes)
+    return {name: labels for name, _, _ in outputs_of(settings)}

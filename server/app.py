@@ -35,7 +35,7 @@ from typing import Any
 
 import torch
 import uvloop
-from trimtab._native import HAS_FRONT, HotTarget, Hub, keep_freed_memory
+from trimtab._native import HAS_FRONT, HotTarget, Hub, SharedMemory, keep_freed_memory
 from trimtab.kernels import divergences
 from trimtab.kernels.errors import KernelError
 from trimtab.models.errors import ModelError
@@ -59,7 +59,9 @@ from trimtab.server.servicers.feedback import FeedbackGroups, FeedbackServicer
 from trimtab.server.servicers.health import Health, reflection
 from trimtab.server.servicers.inference import InferenceServicer
 from trimtab.server.servicers.lifecycle import LifecycleServicer
+from trimtab.server.servicers.log_settings import LogControl, LogSwitch
 from trimtab.server.servicers.model_control import ModelControl
+from trimtab.server.servicers.shared_memory import SharedMemoryControl
 from trimtab.server.supervisor import Supervisor
 from trimtab.server.tls import TlsFiles
 from trimtab.server.transport import Listener, Service, Transport
@@ -144,7 +146,8 @@ class Server:
         self._health: list[Health] = []
         self._registry = Registry()
         self._events = EventBus()
-        self._hub = Hub()
+        shared = SharedMemory(settings.max_message_bytes) if project.security.shared_memory else None
+        self._hub = Hub(shared)
         self._calls = LocalCalls(self._hub)
         self._feedback = FeedbackGroups(self._registry)
         self._compute = ComputeThread(
@@ -173,7 +176,14 @@ class Server:
         self._tls = TlsFiles.of(project.security, project.directory)
         self._transport = self._make_transport()
         everybody = project.security.model_control == "everywhere"
-        self._inference = InferenceServicer(self._registry, self._calls, self._control(everybody))
+        self._log_switch = LogSwitch()
+        self._inference = InferenceServicer(
+            self._registry,
+            self._calls,
+            self._control(everybody),
+            SharedMemoryControl(shared),
+            LogControl(self._log_switch, self._registry, allowed=everybody),
+        )
         rest = Rest(
             self._inference.service(),
             started=lambda: self._registry.started,
@@ -235,6 +245,7 @@ class Server:
     async def startup(self) -> None:
         """See the module."""
         settings = self._settings
+        self._log_switch.attach()
         torch.set_num_threads(settings.threads)
         http = await self._http.startup(settings.host, settings.http_port)
         await self._repository.startup()
@@ -284,9 +295,12 @@ class Server:
             drift,
         ]
         path = admin_path(self._project.state)
+        log = LogControl(self._log_switch, self._registry, allowed=True)
         listeners = [
             self._listener(f"{self._settings.host}:{self._settings.grpc_port}", public),
-            self._listener(f"unix:{path}", [self._lifecycle.service(), self._control(True).service(), drift]),
+            self._listener(
+                f"unix:{path}", [self._lifecycle.service(), self._control(True).service(log.handlers()), drift]
+            ),
         ]
         grpc, _ = await self._transport.start(listeners)
         return grpc, str(path)

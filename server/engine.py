@@ -31,7 +31,7 @@ import numpy as np
 from numpy.typing import NDArray
 from trimtab._native import Batch, BatchPolicy, Hub, QueuePolicy, Schema, Slab, TensorSchema, TensorSlab
 from trimtab.kernels.sketch import Sketch
-from trimtab.models.loading import Version, inputs_of, outputs_of
+from trimtab.models.loading import Version, inputs_of, labels_of, outputs_of
 from trimtab.models.tensors import TensorVersion
 from trimtab.models.version import LoadedVersion
 from trimtab.server.errors import NotFound, Stalled, status_number
@@ -89,7 +89,8 @@ class Engine:
         self._answering = threading.Lock()
         self._computing: tuple[Batch, float] | None = None
         self._stalled = self._closed = False
-        hub.add_model(self.name, self.schema, self.outputs, batch_policy(settings.batching, max_queue_bytes))
+        policy = batch_policy(settings.batching, max_queue_bytes)
+        hub.add_model(self.name, self.schema, self.outputs, policy, labels=labels_of(settings))
 
     # --- any thread
 

@@ -38,6 +38,8 @@ def render(project: Mapping[str, Any]) -> str:
 def default_of(name: str, model: type[BaseModel]) -> str | None:
     """A setting's default as TOML, or None where it must be given."""
     field = known_fields(model)[name]
+    if field.default_factory is not None:
+        return toml_value(field.get_default(call_default_factory=True, validated_data={}))
     if field.default is PydanticUndefined:
         return None
     return toml_value(format_duration(field.default) if is_duration(field) else field.default)

@@ -83,7 +83,8 @@ class SecuritySettings(Settings):
     admin: Literal["socket"] = "socket"
     """Where Lifecycle is served: only on a Unix socket that the server's user alone may open."""
     model_control: Literal["socket", "everywhere"] = "socket"
-    """Where models may be loaded and unloaded: only on the admin socket, or by every client."""
+    """Where models may be loaded and unloaded, and log settings changed: only on the admin socket, or by every
+    client."""
     tls_certificate: str = ""
     """PEM file with the server's certificate and those between it and its root, relative to this folder. With it the
     gRPC and HTTP ports speak TLS 1.2 and 1.3 only. Read again when it changes."""
@@ -91,6 +92,9 @@ class SecuritySettings(Settings):
     """PEM file with the certificate's private key, without a password."""
     tls_client_ca: str = ""
     """PEM file with the certificates that sign clients': every client must then show one. Empty: any client."""
+    shared_memory: bool = False
+    """Let clients register system shared memory (/dev/shm) for inputs and outputs. They can then read and write
+    whatever lies there that the server's user can open: for clients that are trusted with that."""
 
     @model_validator(mode="after")
     def _whole(self) -> SecuritySettings:

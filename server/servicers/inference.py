@@ -18,7 +18,9 @@ from trimtab.server.engine import Engine
 from trimtab.server.errors import NotFound
 from trimtab.server.local_calls import LocalCalls
 from trimtab.server.served import Registry
+from trimtab.server.servicers.log_settings import LogControl
 from trimtab.server.servicers.model_control import ModelControl
+from trimtab.server.servicers.shared_memory import SharedMemoryControl
 from trimtab.server.statistics import Stage, VersionCounts
 from trimtab.server.transport import Call, Handler, Service, service
 from trimtab.store.settings import QueuePolicySettings
@@ -29,15 +31,33 @@ _PLATFORM = "trimtab"
 _HOT = ("ModelInfer", "ModelStreamInfer")
 # Of one stream that are under way together; more are not read until some are answered.
 _STREAM_REQUESTS = 1024
-_EXTENSIONS = ("model_configuration", "model_repository", "statistics")
+# Triton's names; others depend on settings.
+_EXTENSIONS = (
+    "binary_tensor_data",
+    "classification",
+    "model_configuration",
+    "model_repository",
+    "parameters",
+    "schedule_policy",
+    "statistics",
+)
 
 
 class InferenceServicer:
     """See the module."""
 
-    def __init__(self, registry: Registry, calls: LocalCalls, control: ModelControl) -> None:
-        """`control`: what a client of this listener may do about loading models."""
+    def __init__(
+        self,
+        registry: Registry,
+        calls: LocalCalls,
+        control: ModelControl,
+        memory: SharedMemoryControl,
+        log: LogControl,
+    ) -> None:
+        """`control`, `memory`, `log`: what a client of this listener may do about models, shared memory and the log."""
         self._control = control
+        self._memory = memory
+        self._log = log
         self._registry = registry
         self._calls = calls
         self._engines = registry.engines
@@ -56,6 +76,8 @@ class InferenceServicer:
             "ModelStatistics": self.model_statistics,
             "RepositoryIndex": self.repository_index,
             **self._control.handlers(),
+            **self._memory.handlers(),
+            **self._log.handlers(),
         }
         descriptor = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"]
         return service(descriptor, handlers, raw=_HOT, accepted=_HOT)
@@ -99,7 +121,12 @@ class InferenceServicer:
 
     async def server_metadata(self, _request: pb.ServerMetadataRequest, _call: Call) -> pb.ServerMetadataResponse:
         """Name, version and the extensions that are offered."""
-        return pb.ServerMetadataResponse(name="trimtab", version=version("trimtab"), extensions=_EXTENSIONS)
+        extensions = list(_EXTENSIONS)
+        if self._memory.offered:
+            extensions.append("system_shared_memory")
+        if self._log.offered:
+            extensions.append("logging")
+        return pb.ServerMetadataResponse(name="trimtab", version=version("trimtab"), extensions=sorted(extensions))
 
     async def model_ready(self, request: pb.ModelReadyRequest, _call: Call) -> pb.ModelReadyResponse:
         """Whether the model, or a version of it, would answer."""

@@ -30,9 +30,12 @@ class ModelControl:
         """By method of GRPCInferenceService."""
         return {"RepositoryModelLoad": self.load, "RepositoryModelUnload": self.unload}
 
-    def service(self) -> Service:
-        """Nothing but these, for the admin listener."""
-        return service(pb.DESCRIPTOR.services_by_name["GRPCInferenceService"], self.handlers())
+    def service(self, *others: dict[str, Handler]) -> Service:
+        """Nothing but these and other handlers, for the admin listener."""
+        handlers = self.handlers()
+        for other in others:
+            handlers.update(other)
+        return service(pb.DESCRIPTOR.services_by_name["GRPCInferenceService"], handlers)
 
     async def load(self, request: pb.RepositoryModelLoadRequest, _call: Call) -> pb.RepositoryModelLoadResponse:
         """Loads a model of trimtab.toml, or what is new of one that is loaded."""

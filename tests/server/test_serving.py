@@ -78,10 +78,17 @@ def test_malformed_bytes_are_an_invalid_argument(served: tuple[Project, Running]
 
 
 def test_what_is_not_offered_is_unimplemented_and_not_advertised(stub: Any) -> None:
-    assert status(stub.TraceSetting, pb.TraceSettingRequest())[0] == "UNIMPLEMENTED"
+    assert status(stub.CudaSharedMemoryRegister, pb.CudaSharedMemoryRegisterRequest())[0] == "UNIMPLEMENTED"
+    code, message = status(stub.SystemSharedMemoryRegister, pb.SystemSharedMemoryRegisterRequest(name="r", key="k"))
+    assert code == "PERMISSION_DENIED"
+    assert "[security] shared_memory" in message
     assert list(stub.ServerMetadata(pb.ServerMetadataRequest()).extensions) == [
+        "binary_tensor_data",
+        "classification",
         "model_configuration",
         "model_repository",
+        "parameters",
+        "schedule_policy",
         "statistics",
     ]
 
@@ -147,8 +154,8 @@ def test_tritonclient_unmodified(served: tuple[Project, Running]) -> None:
     assert int(statistics["inference_count"]) >= 2
     assert int(statistics["inference_stats"]["compute_infer"]["ns"]) > 0
     assert statistics["batch_stats"]
-    assert seen["load"] == "StatusCode.PERMISSION_DENIED"
-    assert [seen[name] for name in ("shared_memory", "trace")] == ["StatusCode.UNIMPLEMENTED"] * 2
+    assert [seen[name] for name in ("load", "log")] == ["StatusCode.PERMISSION_DENIED"] * 2
+    assert [seen[name] for name in ("cuda_shared_memory", "trace")] == ["StatusCode.UNIMPLEMENTED"] * 2
 
 
 def test_health_check_and_watch(served: tuple[Project, Running]) -> None:

@@ -69,8 +69,9 @@ def main(address: str) -> None:
         }
         for name, call in {
             "load": lambda: client.load_model("tiny"),
-            "shared_memory": client.get_system_shared_memory_status,
-            "trace": client.get_trace_settings,
+            "cuda_shared_memory": lambda: client.register_cuda_shared_memory("r", b"eA==", 0, 1),
+            "trace": lambda: client.update_trace_settings(settings={"trace_level": ["TIMESTAMPS"]}),
+            "log": lambda: client.update_log_settings({"log_info": False}),
         }.items():
             try:
                 call()

@@ -73,12 +73,17 @@ key = ["order"]
 
 
 def write_project(
-    directory: Path, *, server: str = "", model: str = "", sections: Mapping[str, str] | None = None
+    directory: Path,
+    *,
+    server: str = "",
+    model: str = "",
+    sections: Mapping[str, str] | None = None,
+    tail: str = "",
 ) -> Project:
-    """A project; `sections` maps names such as "batching" to lines of [model.NAME]."""
+    """A project; `sections` maps names such as "batching" to lines of [model.NAME]; `tail` comes after all."""
     text = "\n".join(f"[model.{name}]\n{lines}" for name, lines in (sections or {}).items())
     directory.mkdir(parents=True, exist_ok=True)
-    (directory / "trimtab.toml").write_text(_TOML.format(server=server, model=model, sections=text))
+    (directory / "trimtab.toml").write_text(_TOML.format(server=server, model=model, sections=text) + tail)
     return Project.load(directory)
 
 
