@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import io
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -132,6 +132,9 @@ class TensorVersion:
     module: nn.Module
     device: torch.device
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_run", self.run_eagerly)
+
     @property
     def schema(self) -> TensorSchema:
         """The tensors of a request."""
@@ -173,12 +176,25 @@ class TensorVersion:
                     name: value.to(self.device) if isinstance(value, torch.Tensor) else value
                     for name, value in inputs.items()
                 }
-            preprocess, predict = self.definition.preprocess, self.definition.predict
-            arguments = tuple(inputs.values()) if preprocess is None else preprocess(dict(inputs))
-            given = self.module(*(arguments if isinstance(arguments, tuple | list) else (arguments,)))
-            if predict is not None:
-                given = predict(given)
-        return [_checked(spec, value, rows) for spec, value in zip(self.outputs, self._ordered(given), strict=True)]
+            given = self._run(*self.arguments(inputs))  # type: ignore[attr-defined]
+        return [_checked(spec, value, rows) for spec, value in zip(self.outputs, given, strict=True)]
+
+    def arguments(self, inputs: Mapping[str, Any]) -> Sequence[Any]:
+        """The module's arguments, from tensors by name."""
+        preprocess = self.definition.preprocess
+        arguments = tuple(inputs.values()) if preprocess is None else preprocess(dict(inputs))
+        return arguments if isinstance(arguments, tuple | list) else (arguments,)
+
+    def run_eagerly(self, *arguments: Any) -> list[Any]:
+        """The outputs, in their order, by the module."""
+        given = self.module(*arguments)
+        if self.definition.predict is not None:
+            given = self.definition.predict(given)
+        return self._ordered(given)
+
+    def use(self, run: Callable[..., list[Any]]) -> None:
+        """Has `run` make the outputs of the module's arguments, in place of the module. Before the version serves."""
+        object.__setattr__(self, "_run", run)
 
     def warm(self, batch_sizes: Sequence[int]) -> None:
         """Runs each of these batch sizes that is a power of two, the smallest and the largest. Raises VersionUnfit."""

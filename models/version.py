@@ -11,8 +11,8 @@ compute thread); the executor keeps scratch memory between calls.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,7 @@ __all__ = [
     "version_files",
 ]
 
+Run = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 WEIGHTS, COLUMNS, REFERENCE = "weights.safetensors", "columns.json", "reference.arrow"
 
 
@@ -61,10 +62,19 @@ class LoadedVersion:
     """Sketch of the training data."""
     module: Network
     device: torch.device
+    run_eagerly: Run = field(init=False)
+    """Predictions [n, K] of features and ids, by the module."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "_executor", executor_for(self.program, self.device.type))
-        object.__setattr__(self, "_forward", self.module.forward_of())
+        forward, predict = self.module.forward_of(), self.task.predict
+        object.__setattr__(self, "run_eagerly", lambda features, ids: predict(forward(features, ids)))
+        object.__setattr__(self, "_run", self.run_eagerly)
+
+    def use(self, run: Run) -> None:
+        """Has `run` make predictions [n, K] of features f32[n, F] and ids i64[n, C], in place of the module. Before the
+        version serves."""
+        object.__setattr__(self, "_run", run)
 
     def predict(self, slab: Slab, sketch: Sketch | None = None, start: int = 0, stop: int = -1) -> NDArray[np.float32]:
         """float32 [n, K] predictions of the slab's rows [start, stop), −1 being its end.
@@ -76,10 +86,9 @@ class LoadedVersion:
             x, i = torch.from_numpy(features), torch.from_numpy(ids)
             if self.device.type != "cpu":
                 x, i = x.to(self.device), i.to(self.device)
-            logits = self._forward(x, i)  # type: ignore[attr-defined]
-            predictions: NDArray[np.float32] = self.task.predict(logits).cpu().numpy()
+            predictions: NDArray[np.float32] = self._run(x, i).cpu().numpy()  # type: ignore[attr-defined]
         if sketch is not None:
-            sketch.add_predictions(self.task.summary(predictions))
+            sketch.add_predictions(predictions)
         return predictions
 
     def warm(self, batch_sizes: Sequence[int]) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Callable
 
 from trimtab.models.loading import loader
 from trimtab.models.publishing import publish_first
+from trimtab.models.runner import running
 from trimtab.models.tasks import Task
 from trimtab.protos.v1 import trimtab_pb2 as pb
 from trimtab.server.compute import ComputeThread
@@ -80,7 +81,15 @@ def open_model(
         versions,
         live,
         events,
-        load=loader(project, settings, versions, compute.device),
+        load=running(
+            loader(project, settings, versions, compute.device),
+            project,
+            settings,
+            versions,
+            device=compute.device,
+            threads=server.threads,
+            tell=lambda number, message: events.publish("note", name, message, version=number),
+        ),
         memory=memory,
         threads=server.threads,
         first=(lambda: publish_first(project, settings, versions)) if settings.takes_tensors else None,

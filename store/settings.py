@@ -433,6 +433,10 @@ class ModelSettings(Settings):
     weights: str = ""
     """For models that take tensors: safetensors file, relative to this folder, that becomes version 1; empty: the
     weights that the program or the built module has of itself."""
+    run: Literal["auto", "eager", "compiled"] = "auto"
+    """How the forward pass runs on the CPU. "compiled": by AOTInductor, from the batch size on from which that is
+    faster; staging a version then takes half a minute longer and needs a C++ compiler, without which it runs eagerly.
+    Worth it for layers of some 256 x 256 and more. "auto": eagerly."""
     load: bool = True
     """Load the model when the server starts; otherwise only when it is asked for."""
     classes: tuple[Scalar, ...] = ()

@@ -1,0 +1,190 @@
+"""By what a loaded version runs its forward pass on the CPU: torch's operations one by one, or a compiled package.
+
+`[[model]] run` chooses. Measured (docs/serving.md, benchmarks/model_cpu.py): the networks that Trimtab builds itself
+run as fast eagerly as compiled, once nn.Module's way of calling is out of the way (Network.forward_of). From layers of
+some 256 x 256 on, batches of 64 rows and more take half the time compiled, because the compiler lays the weights out
+for the processor. torch.compile in the process gains no more, costs 15-25 µs a call in guards, and holds Python's lock
+while it compiles; so "compiled" is AOTInductor, in a process of its own (models/compiling.py), while the version is
+being staged. "auto" is eager: compiling makes a version wait for half a minute before it can serve.
+
+A package is code. It is never kept: it is made anew whenever a version is loaded, in a folder that only this user may
+enter, is loaded only if it has the hash that the compiling process printed, and is deleted at once. What inductor
+caches goes into the same folder.
+
+Before it is used, a package has to agree with the eager pass on made-up rows at several sizes. Both are timed: small
+batches stay eager where that is faster. Where compiling fails, for want of a C++ compiler say, or disagrees, the
+version runs eagerly, and the reason is told.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from trimtab.models.compiling import example_of
+from trimtab.models.errors import ModelError
+from trimtab.models.loading import Loader, Version
+from trimtab.models.tensors import TensorVersion
+from trimtab.store.files import sha256_file
+from trimtab.store.project import Project
+from trimtab.store.settings import ModelSettings
+from trimtab.store.versions import VersionStore
+
+__all__ = ["Compiled", "RunError", "compile_version", "running"]
+
+Run = Callable[..., Any]
+_SECONDS = 600.0
+_TOLERANCE = 1e-4
+_REPEATS = 15
+
+
+class RunError(ModelError):
+    """A version cannot run compiled; the message says why."""
+
+
+class Compiled:
+    """Batches of at least `least` rows by the package, smaller ones eagerly. One thread at a time."""
+
+    def __init__(self, eager: Run, package: Run, least: int) -> None:
+        self.eager, self.package, self.least = eager, package, least
+
+    def __call__(self, *arguments: torch.Tensor) -> Any:
+        return (self.package if len(arguments[0]) >= self.least else self.eager)(*arguments)
+
+
+def running(
+    load: Loader,
+    project: Project,
+    settings: ModelSettings,
+    store: VersionStore,
+    *,
+    device: str,
+    threads: int,
+    tell: Callable[[int, str], None],
+) -> Loader:
+    """Loads versions as `load` does, and has them run as the model's settings say. `tell` hears, with a version and a
+    message, how a version that was to be compiled runs."""
+    if settings.run != "compiled":
+        return load
+
+    def loaded(number: int) -> Version:
+        version = load(number)
+        if device != "cpu":
+            tell(number, f"version {number} runs eagerly: compiling is for the CPU, and the device is {device}")
+            return version
+        began = time.monotonic()
+        try:
+            compiled = compile_version(
+                version, project, settings.name, store, threads=threads, most=settings.batching.max_batch_size
+            )
+        except RunError as error:
+            tell(number, f"version {number} runs eagerly: {error}")
+            return version
+        took = f"compiling took {time.monotonic() - began:.0f} s"
+        if compiled is None:
+            tell(number, f"version {number} runs eagerly, which is as fast on full batches ({took})")
+        else:
+            version.use(compiled)
+            tell(number, f"version {number} runs compiled from {compiled.least} rows on ({took})")
+        return version
+
+    return loaded
+
+
+def compile_version(
+    version: Version, project: Project, model: str, store: VersionStore, *, threads: int, most: int
+) -> Compiled | None:
+    """The version's forward pass compiled, checked and timed; None where it is not faster on batches of `most` rows.
+    Blocks for as long as compiling takes. Raises RunError."""
+    try:
+        example_of(version, 2)
+    except ModelError as error:
+        raise RunError(str(error)) from None
+    with tempfile.TemporaryDirectory(prefix="trimtab-compile-") as folder:
+        path = Path(folder) / "model.pt2"
+        arguments = [str(project.directory), model, str(store.directory), str(version.number), str(threads), str(path)]
+        digest = _compile(arguments, Path(folder))
+        if sha256_file(path) != digest:
+            raise RunError("the package is not the one that was compiled")
+        try:
+            package = _load(path, version)
+        except Exception as error:
+            raise RunError(f"the package cannot be loaded: {_last_line(str(error))}") from error
+    return _checked(version, package, most)
+
+
+def _compile(arguments: Sequence[str], folder: Path) -> str:
+    """Runs the compiling process; the hash of what it wrote."""
+    environment: Mapping[str, str] = {
+        **os.environ,
+        "TORCHINDUCTOR_CACHE_DIR": str(folder / "cache"),
+        "TMPDIR": str(folder),
+    }
+    command = [sys.executable, "-m", "trimtab.models.compiling", *arguments]
+    try:
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=_SECONDS, check=False)
+    except subprocess.TimeoutExpired:
+        raise RunError(f"compiling took longer than {_SECONDS:.0f} s") from None
+    except OSError as error:
+        raise RunError(f"compiling cannot be started: {error}") from None
+    if done.returncode:
+        raise RunError(f"it cannot be compiled: {_last_line(done.stderr)}")
+    return (done.stdout.split() or [""])[-1]
+
+
+def _load(path: Path, version: Version) -> Run:
+    # What torch._inductor.aoti_load_package wraps, without importing the compiler here.
+    package = torch._C._aoti.AOTIModelPackageLoader(str(path), "model", False, 1, -1)
+    run = package.boxed_run
+    if isinstance(version, TensorVersion):
+        return lambda *arguments: run(list(arguments))
+    return lambda *arguments: run(list(arguments))[0]
+
+
+def _checked(version: Version, package: Run, most: int) -> Compiled | None:
+    eager = version.run_eagerly
+    least: int | None = None
+    winning = True
+    with torch.inference_mode():
+        for rows in sorted({1, 2, 3, most, *(1 << power for power in range(2, 20) if 1 << power < most)}, reverse=True):
+            arguments = example_of(version, rows)
+            try:
+                expected, found = eager(*arguments), package(*arguments)
+            except Exception as error:
+                raise RunError(f"the package fails on {rows} rows: {_last_line(str(error))}") from error
+            _compare(expected, found, rows)
+            winning = winning and _faster(package, eager, arguments)
+            least = rows if winning else least
+    return None if least is None else Compiled(eager, package, least)
+
+
+def _compare(expected: Any, found: Any, rows: int) -> None:
+    pairs = [(expected, found)] if isinstance(expected, torch.Tensor) else list(zip(expected, found, strict=True))
+    for ours, theirs in pairs:
+        if ours.shape != theirs.shape or ours.dtype != theirs.dtype:
+            raise RunError(f"compiled, {rows} rows give {theirs.dtype} {list(theirs.shape)}, not {list(ours.shape)}")
+        if not torch.allclose(ours.double(), theirs.double(), rtol=_TOLERANCE, atol=_TOLERANCE, equal_nan=True):
+            raise RunError(f"compiled, predictions on {rows} made-up rows differ by more than {_TOLERANCE}")
+
+
+def _faster(one: Run, other: Run, arguments: Sequence[torch.Tensor]) -> bool:
+    """By the best of interleaved runs, in time of the clock: some of the work may be on other threads."""
+    best = [float("inf"), float("inf")]
+    for _ in range(_REPEATS):
+        for position, run in enumerate((one, other)):
+            began = time.perf_counter()
+            run(*arguments)
+            best[position] = min(best[position], time.perf_counter() - began)
+    return best[0] < best[1]
+
+
+def _last_line(text: str) -> str:
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1][:300] if lines else "no reason was given"
