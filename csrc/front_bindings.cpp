@@ -13,8 +13,8 @@
 #include "bindings.h"
 #include "front.h"
 #include "front_echo.h"
-#include "net_tls.h"
 #include "grpc_text.h"
+#include "net_tls.h"
 
 namespace py = pybind11;
 

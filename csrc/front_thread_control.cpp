@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <exception>
 #include <utility>
 
 #include "front_thread.h"
@@ -28,8 +29,9 @@ void IoThread::accept(LocalListener& listener) {
         if (next.socket) {
             adopt(listener, std::move(next));
         } else if (next.error == EMFILE || next.error == ENFILE || next.error == ENOBUFS || next.error == ENOMEM) {
-            // The connection stays in the backlog, and would wake us without end.
-            pause_accepting(listener);
+            // The connection stays in the backlog, and would wake us without end if nothing made room for it.
+            if (!make_room()) pause_accepting(listener);
+            return;
         } else if (next.error != EINTR && next.error != ECONNABORTED) {
             return;
         }
@@ -39,8 +41,13 @@ void IoThread::accept(LocalListener& listener) {
 void IoThread::adopt(LocalListener& listener, Accepted accepted) {
     if (totals_->connections.load(std::memory_order_relaxed) >= limits_.connections && !make_room()) return;
     const int descriptor = accepted.socket.get();
-    auto made = std::make_unique<Connection>(*this, listener, listener.offer->streams->make(std::move(accepted.socket)),
-                                             std::move(accepted.peer));
+    std::unique_ptr<Connection> made;
+    try {
+        made = std::make_unique<Connection>(*this, listener, listener.offer->streams->make(std::move(accepted.socket)),
+                                            std::move(accepted.peer));
+    } catch (const std::exception&) {
+        return;  // there is no memory for it, or TLS is out of order: it is closed, the others go on
+    }
     Connection* connection = made.get();
     totals_->connections.fetch_add(1, std::memory_order_relaxed);
     ++listener.open;

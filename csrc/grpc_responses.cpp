@@ -236,7 +236,8 @@ void Connection::stop_client(const Call& call) {
 bool Connection::submit_resets() {
     if (to_reset_.empty()) return false;
     for (const std::int32_t stream : to_reset_) {
-        if (call_of(stream) != nullptr) nghttp2_submit_rst_stream(session_, NGHTTP2_FLAG_NONE, stream, NGHTTP2_NO_ERROR);
+        if (call_of(stream) != nullptr)
+            nghttp2_submit_rst_stream(session_, NGHTTP2_FLAG_NONE, stream, NGHTTP2_NO_ERROR);
     }
     to_reset_.clear();
     return true;

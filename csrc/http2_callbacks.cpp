@@ -2,6 +2,7 @@
 
 #include <array>
 #include <cstddef>
+#include <exception>
 #include <new>
 #include <string_view>
 
@@ -14,9 +15,10 @@ class Http2Callbacks {
   public:
     static int on_begin_headers(nghttp2_session* session, const nghttp2_frame* frame, void* user) {
         if (frame->headers.cat != NGHTTP2_HCAT_REQUEST) return 0;  // trailers
-        Call& call = of(user).begin_call(frame->hd.stream_id);
-        nghttp2_session_set_stream_user_data(session, frame->hd.stream_id, &call);
-        return 0;
+        return guarded([&] {
+            Call& call = of(user).begin_call(frame->hd.stream_id);
+            nghttp2_session_set_stream_user_data(session, frame->hd.stream_id, &call);
+        });
     }
 
     static int on_header(nghttp2_session*, const nghttp2_frame* frame, const std::uint8_t* name, std::size_t name_size,
@@ -24,9 +26,10 @@ class Http2Callbacks {
         if (frame->headers.cat != NGHTTP2_HCAT_REQUEST) return 0;
         Call* call = of(user).call_of(frame->hd.stream_id);
         if (call == nullptr) return 0;
-        of(user).on_header(*call, {reinterpret_cast<const char*>(name), name_size},
-                           {reinterpret_cast<const char*>(value), value_size});
-        return 0;
+        return guarded([&] {
+            of(user).on_header(*call, {reinterpret_cast<const char*>(name), name_size},
+                               {reinterpret_cast<const char*>(value), value_size});
+        });
     }
 
     static int on_frame(nghttp2_session*, const nghttp2_frame* frame, void* user) {
@@ -38,10 +41,11 @@ class Http2Callbacks {
                 if (call == nullptr) return 0;
                 const bool last = (frame->hd.flags & NGHTTP2_FLAG_END_STREAM) != 0;
                 call->half_closed = last;
-                if (frame->hd.type == NGHTTP2_HEADERS && frame->headers.cat == NGHTTP2_HCAT_REQUEST)
-                    connection.on_headers(*call);
-                if (last) connection.on_half_closed(*call);
-                return 0;
+                return guarded([&] {
+                    if (frame->hd.type == NGHTTP2_HEADERS && frame->headers.cat == NGHTTP2_HCAT_REQUEST)
+                        connection.on_headers(*call);
+                    if (last) connection.on_half_closed(*call);
+                });
             }
             case NGHTTP2_PING:
                 if ((frame->hd.flags & NGHTTP2_FLAG_ACK) != 0 && connection.draining_) connection.last_goaway();
@@ -55,8 +59,8 @@ class Http2Callbacks {
         Connection& connection = of(user);
         connection.received_ += size;
         Call* call = connection.call_of(stream);
-        if (call != nullptr) connection.on_data(*call, {data, size});
-        return 0;
+        if (call == nullptr) return 0;
+        return guarded([&] { connection.on_data(*call, {data, size}); });
     }
 
     static int on_close(nghttp2_session*, std::int32_t stream, std::uint32_t, void* user) {
@@ -67,16 +71,27 @@ class Http2Callbacks {
 
     static ssize_t on_pull(nghttp2_session*, std::int32_t, std::uint8_t*, std::size_t length, std::uint32_t* flags,
                            nghttp2_data_source* source, void* user) {
-        return of(user).on_pull(*static_cast<Call*>(source->ptr), length, *flags);
+        ssize_t bytes = 0;
+        const int failed = guarded([&] { bytes = of(user).on_pull(*static_cast<Call*>(source->ptr), length, *flags); });
+        return failed != 0 ? failed : bytes;
     }
 
     static int on_pulled(nghttp2_session*, nghttp2_frame*, const std::uint8_t* header, std::size_t length,
                          nghttp2_data_source* source, void* user) {
-        of(user).on_pulled(*static_cast<Call*>(source->ptr), {header, 9}, length);
-        return 0;
+        return guarded([&] { of(user).on_pulled(*static_cast<Call*>(source->ptr), {header, 9}, length); });
     }
 
   private:
+    // No exception may pass through nghttp2: what has no memory loses its connection.
+    template <class Work>
+    static int guarded(Work&& work) noexcept {
+        try {
+            work();
+            return 0;
+        } catch (const std::exception&) {
+            return NGHTTP2_ERR_CALLBACK_FAILURE;
+        }
+    }
     static Connection& of(void* user) { return *static_cast<Connection*>(user); }
 };
 

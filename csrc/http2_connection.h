@@ -6,8 +6,8 @@
 // single requests, as the handler reads for streams. What that lets a client make us hold is charged to the connection
 // and to the server before it is stored.
 //
-// In three files: http2_connection.cpp (bytes, session, lifetime), grpc_requests.cpp (headers and messages in),
-// grpc_responses.cpp (messages and trailers out).
+// In four files: http2_connection.cpp (bytes, session, lifetime), grpc_headers.cpp and grpc_requests.cpp (headers and
+// messages in), grpc_responses.cpp (messages and trailers out).
 #pragma once
 
 #include <nghttp2/nghttp2.h>
@@ -81,12 +81,14 @@ class Connection : public Link {  // linked while it is idle
     void close_call(Call& call);
     void no_calls();
 
-    // --- grpc_requests.cpp
+    // --- grpc_headers.cpp
     Call& begin_call(std::int32_t stream);
     void on_header(Call& call, std::string_view name, std::string_view value);
     void on_metadata(Call& call, std::string_view name, std::string_view value);
     void on_headers(Call& call);
     bool refuse_headers(Call& call);
+
+    // --- grpc_requests.cpp
     void on_data(Call& call, std::span<const std::uint8_t> data);
     bool begin_message(Call& call);
     bool fill(Call& call, std::span<const std::uint8_t>& data);

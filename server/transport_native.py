@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import resource
 import os
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -36,6 +37,7 @@ _NUMBERS: dict[str, int] = {code.name: code.value[0] for code in grpc.StatusCode
 _NAMES = {number: name for name, number in _NUMBERS.items()}
 # Seconds for native threads to get back what they have handed out, when all listeners have stopped.
 _CLOSE_SECONDS = 5.0
+_DESCRIPTORS = 65_536
 
 
 class _TooLarge(ServerError):
@@ -97,6 +99,7 @@ class NativeTransport:
     async def start(self, listeners: Sequence[Listener]) -> list[str]:
         """Binds all listeners and returns their addresses as bound. Raises StartError."""
         self._loop = asyncio.get_running_loop()
+        _allow_descriptors()
         addresses = [self._listen(index, listener) for index, listener in enumerate(listeners)]
         self._front.start()
         self._loop.add_reader(self._front.fileno(), self._on_events)
@@ -277,6 +280,14 @@ def _tls_streams(files: TlsFiles) -> StreamFactory:
         return TlsFactory(os.fspath(files.certificate), os.fspath(files.key), client_ca)
     except RuntimeError as error:
         raise StartError(f"TLS: {error}") from None
+
+
+def _allow_descriptors() -> None:
+    """Each connection is a descriptor, of which a process may open 1,024 unless it asks for more."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, _DESCRIPTORS)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _reader(method: Method) -> Callable[[bytes], Any]:
