@@ -15,8 +15,8 @@
 // Hot methods (Route::target) stay in C++. Every other call is an event to the asyncio loop, whose answers are
 // commands: front_bridge.h.
 //
-// Bounds: front_limits.h. Where each is enforced: floods of cheap frames in http2_meter.h, before the session; headers,
-// in grpc_headers.cpp; message sizes and bytes under way in grpc_requests.cpp; slow clients, idle time and age in
+// Bounds: front_limits.h. Where each is enforced: floods of cheap frames in http2_meter.h, before the session; headers in
+// grpc_headers.cpp; message sizes and bytes under way in grpc_requests.cpp; slow clients, idle time and age in
 // Connection::sweep; the number of connections where they are accepted.
 //
 // Lifetimes. A request that was submitted always comes back by deliver(); its call waits for it, also when the
