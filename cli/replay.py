@@ -166,6 +166,8 @@ def _project(asked: Replay, folder: Path, output: Output) -> tuple[Project, Sour
     if (asked.directory / PROJECT_FILE).exists():
         project = Project.load(asked.directory)
         settings = project.model(asked.model or None)
+        if settings.takes_tensors:
+            raise UsageError(f"model {settings.name!r} takes tensors, and cannot be retrained; replay needs columns")
         for flag, given, own in (
             ("--label", options.label, settings.label.column),
             ("--time", options.time, project.data.time),

@@ -17,6 +17,7 @@ from typing import Any
 from trimtab.cli.errors import UserError
 from trimtab.cli.replay_process import Child
 from trimtab.client.admin import Running
+from trimtab.models.code import allow_project
 from trimtab.store.files import write_atomic
 from trimtab.store.project import PROJECT_FILE, Project
 from trimtab.store.render import render
@@ -59,7 +60,10 @@ def isolated_copy(project: Project, model: str, version: int, directory: Path) -
         items["data"]["path"] = str((project.directory / path).resolve())
     directory.mkdir(parents=True, exist_ok=True)
     write_atomic(directory / PROJECT_FILE, render(items).encode())
+    _copy_code(project.directory, directory)
     copy = Project.load(directory)
+    # This process computes what the versions predict, too.
+    allow_project(copy)
     source, target = project.model_state(model), copy.model_state(model)
     shutil.copytree(source.versions / str(version), target.versions / str(version))
     if (history := source.trainer / "history.arrow").exists():
@@ -69,6 +73,16 @@ def isolated_copy(project: Project, model: str, version: int, directory: Path) -
         if decision.version == version and decision.verdict == "initial":
             VersionStore(target.versions).decide(decision)
     return copy
+
+
+def _copy_code(source: Path, target: Path) -> None:
+    """What an entry may be and import: the folder's Python files and packages. The copy is the user's own, and nobody
+    else may write it."""
+    for item in source.iterdir():
+        if item.suffix == ".py":
+            shutil.copyfile(item, target / item.name)
+        elif (item / "__init__.py").is_file():
+            shutil.copytree(item, target / item.name, ignore=shutil.ignore_patterns("__pycache__"))
 
 
 class ReplayServer:

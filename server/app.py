@@ -166,7 +166,9 @@ class Server:
             on_change=self._on_model_change,
             unload_seconds=settings.drain_seconds,
         )
-        self._channel = TrainerChannel(self._on_report, enabled=settings.trainer and not _switched_off())
+        # Models that only take tensors leave a trainer nothing to do.
+        trains = settings.trainer and not _switched_off() and any(model.retrainable for model in project.models)
+        self._channel = TrainerChannel(self._on_report, enabled=trains)
         self._supervisor = Supervisor(project.directory, project.state / "trainer.log", self._channel, self._events)
         self._advancer = Advancer(self._registry, self._compute, self._channel)
         self._lifecycle = LifecycleServicer(
