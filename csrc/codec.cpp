@@ -185,7 +185,7 @@ py::bytes encode_infer_response(const std::string& model_name, const std::string
                                 const std::vector<NamedArray>& outputs) {
     const ResponseHead head{model_name, model_version, weights};
     const std::vector<BatchOutput> tensors = to_outputs(outputs);
-    Response response{&head, id, request_id, {}};
+    Response response{&head, id, request_id, false, {}};
     for (const BatchOutput& output : tensors) response.outputs.push_back(output.slice(0, output.rows));
     return to_bytes(response);
 }
@@ -235,7 +235,7 @@ py::list encode_infer_responses(const std::string& model_name, const std::string
     py::list encoded(answers);
     std::size_t first = 0;
     for (std::size_t i = 0; i < answers; ++i) {
-        Response response{&head, ids[i], request_ids[i], {}};
+        Response response{&head, ids[i], request_ids[i], false, {}};
         for (const BatchOutput* output : select(tensors, wanted[i]))
             response.outputs.push_back(output->slice(first, counts[i]));
         encoded[i] = to_bytes(response);

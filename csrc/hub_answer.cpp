@@ -85,6 +85,7 @@ void AnswerWriter::write_generic(HubRequest& request, const RequestId& id, std::
     write_request_id(id, text);
     response_.id = request.parsed.id;
     response_.request_id = {text, kIdText};
+    response_.final_response = request.in_stream;
     response_.outputs.clear();
     const std::vector<OutputSpec>& specs = batch_.model->outputs;
     if (request.parsed.outputs.empty()) {

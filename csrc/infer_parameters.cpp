@@ -46,8 +46,11 @@ std::optional<std::int64_t> check_request_parameters(const std::vector<Parameter
             time_us = *value;
         } else if (key.starts_with("trimtab_")) {
             fail_parameter(parameter, "trimtab_time_us as the only one of that prefix");
+        } else if (key == "triton_enable_empty_final_response") {
+            // Of use where a request may have many answers; here each has one, which says that it is the last.
+            if (!std::holds_alternative<bool>(parameter.value)) fail_parameter(parameter, "a boolean, came another type");
         } else if (key.starts_with("triton_")) {
-            fail_parameter(parameter, "none with Triton's reserved prefix, as none is supported");
+            fail_parameter(parameter, "no other one with Triton's reserved prefix than triton_enable_empty_final_response");
         } else if ((key == "sequence_id" || key == "sequence_start" || key == "sequence_end") && !is_zero(parameter)) {
             fail_parameter(parameter, "none, as sequences are not supported");
         } else if (key == "timeout" || key == "priority") {

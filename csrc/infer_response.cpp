@@ -52,6 +52,15 @@ void write(Sink auto& sink, const Response& response) {
     write_text(sink, 3, response.id);
     write_parameter(sink, "trimtab_weights", response.head->weights);
     write_parameter(sink, "trimtab_request_id", response.request_id);
+    if (response.final_response) {
+        write_message(sink, 4, [&](Sink auto& entry) {
+            write_bytes(entry, 1, "triton_final_response");
+            write_message(entry, 2, [&](Sink auto& choice) {
+                choice.varint(1U << 3 | static_cast<std::uint32_t>(wire::Kind::varint));
+                choice.varint(1);
+            });
+        });
+    }
     for (const OutputTensor& output : response.outputs) write_output(sink, output);
     for (const OutputTensor& output : response.outputs) write_bytes(sink, 6, output.raw);
 }

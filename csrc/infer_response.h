@@ -33,6 +33,7 @@ struct Response {
     const ResponseHead* head = nullptr;
     std::string_view id;          // the client's, given back
     std::string_view request_id;  // parameter trimtab_request_id
+    bool final_response = false;  // parameter triton_final_response, of answers in a stream: each has one
     std::vector<OutputTensor> outputs;
 };
 

@@ -159,7 +159,7 @@ class Rest:
 
         async def answer(request: Request) -> Response:
             found = await self._call(method, _from_path(kind(), request), request)
-            return Response(status_code=200 if getattr(found, field) else 400)
+            return Response(status_code=200) if getattr(found, field) else error_response(400, "not ready")
 
         return self._route(path, method, answer, "GET")
 

@@ -42,10 +42,13 @@ def parse_object(body: bytes | bytearray | memoryview) -> dict[str, Any]:
 
 
 def set_parameters(into: Any, parameters: object, of: str) -> None:
-    """Fills a map<string, InferParameter> from a JSON object. Raises InvalidRequest."""
+    """Fills a map<string, InferParameter> from a JSON object; null is as if it were not there. Raises
+    InvalidRequest."""
     if not isinstance(parameters, Mapping):
         raise InvalidRequest(f"parameters of {of}: expected an object, came {_kind(parameters)}")
     for key, value in parameters.items():
+        if value is None:
+            continue
         if isinstance(value, bool):
             into[key].bool_param = value
         elif isinstance(value, int) and -_MOST_INT64 - 1 <= value <= _MOST_INT64:

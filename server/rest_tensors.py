@@ -76,7 +76,8 @@ def decode_infer_body(body: bytes, header_length: int | None, model: str, versio
         raise InvalidRequest(
             f"Inference-Header-Content-Length: expected at most the body's {len(view)} bytes, came {header_length}"
         )
-    head = parse_object(view[:header_length])
+    # What some clients write for what they leave out.
+    head = {key: value for key, value in parse_object(view[:header_length]).items() if value is not None}
     _known(head, _REQUEST_KEYS, "the request")
     message = pb.ModelInferRequest(model_name=model, model_version=version)
     message.id = _string(head.get("id", ""), "id")
@@ -149,6 +150,7 @@ class _Binary:
 
 
 def _add_input(message: pb.ModelInferRequest, given: dict[str, Any], rest: _Binary) -> None:
+    given = {key: value for key, value in given.items() if value is not None}
     name = _string(given.get("name"), "the name of an input")
     _known(given, _INPUT_KEYS, f"input {name!r}")
     datatype = _string(given.get("datatype"), f"the datatype of input {name!r}")
@@ -167,6 +169,7 @@ def _add_input(message: pb.ModelInferRequest, given: dict[str, Any], rest: _Bina
 
 
 def _add_output(message: pb.ModelInferRequest, given: dict[str, Any], wanted: Wanted) -> None:
+    given = {key: value for key, value in given.items() if value is not None}
     name = _string(given.get("name"), "the name of an output")
     _known(given, _OUTPUT_KEYS, f"output {name!r}")
     parameters = dict(_object(given.get("parameters", {}), f"parameters of output {name!r}"))

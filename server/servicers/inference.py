@@ -129,9 +129,9 @@ class InferenceServicer:
         return pb.ServerMetadataResponse(name="trimtab", version=version("trimtab"), extensions=sorted(extensions))
 
     async def model_ready(self, request: pb.ModelReadyRequest, _call: Call) -> pb.ModelReadyResponse:
-        """Whether the model, or a version of it, would answer."""
-        engine = self._engine(request.name)
-        if not engine.ready or engine.stalled or not self._registry.ready:
+        """Whether the model, or a version of it, would answer; one that is not there would not."""
+        engine = self._engines.get(request.name)
+        if engine is None or not engine.ready or engine.stalled or not self._registry.ready:
             return pb.ModelReadyResponse(ready=False)
         table = engine.table
         loaded = {*map(str, table.loaded), *table.aliases}

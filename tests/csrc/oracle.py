@@ -63,7 +63,8 @@ def check_parameters(message: pb.ModelInferRequest) -> None:
         require(choice is not None)
         if key.startswith("trimtab_"):
             require(key == "trimtab_time_us" and choice == "int64_param")
-        require(not key.startswith("triton_"))
+        if key.startswith("triton_"):
+            require(key == "triton_enable_empty_final_response" and choice == "bool_param")
         require(key not in ("sequence_id", "sequence_start", "sequence_end") or not value_of(parameter))
         if key in INTEGERS:
             require(choice in ("int64_param", "uint64_param") and value_of(parameter) >= 0)

@@ -213,7 +213,8 @@ def test_what_a_client_asks_at_the_start(client: Client) -> None:
         200,
         200,
     ]
-    assert client.call("GET", "/v2/models/tiny/versions/9/ready")[0] == 400
+    for path in ("tiny/versions/9", "other"):
+        assert client.call("GET", f"/v2/models/{path}/ready")[0] == 400
     metadata = client.json("GET", "/v2/models/tiny/versions/1")[1]
     assert metadata["inputs"][0] == {"name": "x", "datatype": "FP32", "shape": [-1, 1]}
     config = client.json("GET", "/v2/models/tiny/config")[1]

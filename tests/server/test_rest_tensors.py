@@ -108,6 +108,17 @@ def test_parameters_keep_their_types() -> None:
     assert wanted == Wanted(binary=False, outputs={"p": True}, timeout=5.0)
 
 
+def test_null_is_what_was_left_out() -> None:
+    content = body(
+        [tensor("FP32", [1.0]) | {"parameters": None}],
+        id=None,
+        outputs=None,
+        parameters={"content_type": None, "note": "x"},
+    )
+    message, _ = decoded(content)
+    assert (message.id, len(message.outputs), list(message.parameters)) == ("", 0, ["note"])
+
+
 def test_shared_memory_takes_the_place_of_data() -> None:
     content = body(
         [tensor("FP32", None, [2], shared_memory_region="r", shared_memory_byte_size=8), tensor("INT8", [1])]

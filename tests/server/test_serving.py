@@ -96,6 +96,7 @@ def test_what_is_not_offered_is_unimplemented_and_not_advertised(stub: Any) -> N
 def test_a_stream_answers_each_request_and_goes_on_after_an_error(stub: Any) -> None:
     good = infer_request(table(2))
     bad = infer_request(table(1), version="77")
+    good.parameters["triton_enable_empty_final_response"].bool_param = True
     answers = list(stub.ModelStreamInfer(iter([good, bad, good])))
     assert len(answers) == 3
     (failed,) = [answer for answer in answers if answer.error_message]
@@ -104,6 +105,8 @@ def test_a_stream_answers_each_request_and_goes_on_after_an_error(stub: Any) -> 
     for answer in answers:
         if answer is not failed:
             assert len(predictions(answer.infer_response)) == 2
+            assert answer.infer_response.parameters["triton_final_response"].bool_param
+    assert "triton_final_response" not in stub.ModelInfer(good).parameters
     assert list(stub.ModelStreamInfer(iter([]))) == []
 
 
