@@ -1,187 +1,105 @@
-"""Requests a second through the server's grpc.aio transport, against the two limits of that transport.
+"""Serving, against its peers and its limits, on one core.
 
-One server process and one load process, each on a core of its own. In every round the cases run one after the other,
-so that a noisy neighbour meets all of them:
+Servers, each a process on the first core; the load generator (native/load.cpp, ours) has the last one:
 
-- `trimtab`: ModelInfer of a small MLP over 16 real features, captures and drift on;
-- `echo`: the same request bytes to an empty grpc.aio handler: what the transport itself costs;
-- `loop`: no transport: decode, columns, model, encode called in a loop in one process: what the work itself costs.
+- trimtab: `trimtab serve` with 32 real columns (impute, standardise: 64 features with the missing indicators), an MLP
+  of 128, drift on, captures on at their cap;
+- entry: the same with the network as a module of the user's own;
+- triton: NVIDIA Triton 2.51, Python backend, a torch MLP 32 → 128 → 1, at the batching settings and the concurrency
+  that serve it best; mlserver: the same network; aio_echo: an empty handler on grpc.aio;
+- echo: our front's own empty echo, what the transport alone costs; loop1, loop64: the front and the network with
+  nothing else: one memcpy of a request's rows, one forward pass, one memcpy of the answer.
 
-The load is closed: 32 calls in flight on one channel. The client is grpc.aio too and is most of what limits `echo`;
-these figures are for the fallback transport and say nothing about a native front.
+Cases, in order; in each the servers take turns, round by round:
 
-usage: python benchmarks/serving.py [--quick] [--json FILE]
+  sweep      closed loops of 1 to 512 calls at once and 1 to 512 rows
+  capacity   the best concurrency of each: rows*_vs_triton, _vs_echo, _vs_loop, captured_fraction
+  open       Poisson arrivals at 30, 60, 90 % of each one's capacity; latency from the intended start
+  equal      the same arrivals to Trimtab and Triton, 60 % of Triton's capacity: p99_vs_triton
+  single     one client, one request at a time: p50_vs_triton
+  tls, unix  what TLS and Unix sockets change; threads: two I/O threads
+  swap       1,000 swaps at 60 % load: swap_failed, swap_mixed, swap_gap_ms
+  overload   three times capacity: overload_goodput
+  refusal    a refusal beside 50 ms forward passes
+  trainer    p99 beside a trainer that fits: trainer_p99_ratio
+  soak       only with --soak: memory and descriptors over that many requests
+
+Ratios are medians of pairs of one round, with a bootstrap 95 % interval (rows with case "ratio"). Rows carry the
+generator's own lateness and busy share: where late_us_p99 is large, the generator set the latencies.
+`cpu_us_per_request` is the server's CPU time, which a noisy machine changes least. The generator spins before it
+sleeps: two cores must be free.
+
+usage: python benchmarks/serving.py [--quick] [--json FILE] [--only CASE,CASE] [--plot FILE.png] [--soak REQUESTS]
 """
 
 from __future__ import annotations
 
-import asyncio
-import json
-import os
-import statistics
-import subprocess
+import argparse
 import sys
 import tempfile
-import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
-import grpc
-import grpc.aio
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
-import torch
-from _harness import arguments, quantiles, report
-from trimtab import _native
-from trimtab.models.version import load_version
-from trimtab.protos.v1 import inference_pb2
-from trimtab.store.project import Project
-from trimtab.store.versions import VersionStore
+import _cases
+import _throughput
+from _bench import Bench
+from _harness import report
+from _load import generator
+from _plot import plot
 
-FEATURES = 16
-IN_FLIGHT = 32
-INFER = "/inference.GRPCInferenceService/ModelInfer"
-ECHO_SERVER = """
-import asyncio, sys, grpc.aio, grpc
-async def main():
-    server = grpc.aio.server()
-    async def echo(body, context):
-        return body
-    handler = grpc.unary_unary_rpc_method_handler(echo)
-    service = grpc.method_handlers_generic_handler("inference.GRPCInferenceService", {"ModelInfer": handler})
-    server.add_generic_rpc_handlers([service])
-    print(server.add_insecure_port("127.0.0.1:0"), flush=True)
-    await server.start()
-    await server.wait_for_termination()
-try:
-    import uvloop
-    uvloop.run(main())
-except KeyboardInterrupt:
-    pass
-"""
-
-
-def pinned(core: int) -> list[str]:
-    """A prefix that runs a command on one core, where there are two."""
-    return ["taskset", "-c", str(core)] if len(os.sched_getaffinity(0)) > 1 else []
-
-
-def make_project(folder: Path) -> None:
-    """A project with a trained version 1, made as a user makes one."""
-    rng = np.random.default_rng(0)
-    values = rng.normal(size=(4000, FEATURES)).astype(np.float32)
-    table = {f"x{i}": values[:, i] for i in range(FEATURES)}
-    table["y"] = (values[:, 0] + values[:, 1] * values[:, 2] + rng.normal(size=4000) > 0).astype(np.int64)
-    pq.write_table(pa.table(table), folder / "data.parquet")
-    trimtab = [sys.executable, "-m", "trimtab.cli"]
-    init = ["init", str(folder / "data.parquet"), "--label", "y", "-C", str(folder)]
-    for command in (init, ["train", "-C", str(folder)]):
-        subprocess.run([*trimtab, *command], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-
-
-def body(model: str, rows: int) -> bytes:
-    """A ModelInferRequest with one packed tensor of `rows` rows."""
-    request = inference_pb2.ModelInferRequest(model_name=model)
-    request.inputs.add(name="features", datatype="FP32", shape=[rows, FEATURES])
-    request.raw_input_contents.append(np.random.default_rng(1).normal(size=(rows, FEATURES)).astype("<f4").tobytes())
-    return request.SerializeToString()
-
-
-async def load(address: str, message: bytes, seconds: float) -> tuple[float, list[float]]:
-    """Calls a second, and the latency of each call in milliseconds, of a closed loop of IN_FLIGHT callers."""
-    latencies: list[float] = []
-    async with grpc.aio.insecure_channel(address) as channel:
-        call = channel.unary_unary(INFER)
-        await call(message)
-        start = time.perf_counter()
-
-        async def caller() -> None:
-            while (began := time.perf_counter()) - start < seconds:
-                await call(message)
-                latencies.append((time.perf_counter() - began) * 1e3)
-
-        await asyncio.gather(*(caller() for _ in range(IN_FLIGHT)))
-        return len(latencies) / (time.perf_counter() - start), latencies
-
-
-def work_loop(project: Project, message: bytes, rows: int, seconds: float) -> float:
-    """Requests a second when nothing but the work is done."""
-    torch.set_num_threads(project.server.threads)
-    model = project.model()
-    version = load_version(VersionStore(project.model_state(model.name).versions), 1)
-    schema = version.program.schema
-    slab = _native.Slab(schema)
-    name, datatype, _ = version.task.outputs()[0]
-    done, start = 0, time.perf_counter()
-    while time.perf_counter() - start < seconds:
-        request = _native.decode_infer(message)
-        request.check(schema)
-        slab.clear()
-        request.append_to(slab)
-        predictions = version.predict(slab)
-        outputs = [(name, datatype, predictions)]
-        _native.encode_infer_responses(model.name, "1", version.weights, [""], ["-"], [rows], outputs, [None])
-        done += 1
-    return done / (time.perf_counter() - start)
+CASES: dict[str, Callable[[Bench], None]] = {
+    "sweep": _throughput.sweep,
+    "capacity": _throughput.capacity,
+    "open": _throughput.open_loop,
+    "equal": _throughput.equal_load,
+    "single": _throughput.single,
+    "tls": _throughput.tls,
+    "unix": _throughput.unix,
+    "threads": _throughput.threads,
+    "swap": _cases.swap,
+    "overload": _cases.overload,
+    "refusal": _cases.refusal,
+    "trainer": _cases.trainer,
+}
 
 
 def main() -> None:
-    options = arguments(__doc__ or "")
-    rounds, seconds = (3, 2.0) if options.quick else (10, 4.0)
-    results: dict[tuple[str, int], list[float]] = {}
-    latencies: dict[int, list[float]] = {1: [], 64: []}
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
-        make_project(folder)
-        project = Project.load(folder)
-        model = project.model().name
-        serve = [*pinned(0), sys.executable, "-m", "trimtab.cli", "serve", "-C", str(folder), "--no-trainer", "--json"]
-        server = subprocess.Popen([*serve, "--grpc-port", "0", "--http-port", "0"], stdout=subprocess.PIPE, text=True)
-        echo = subprocess.Popen([*pinned(0), sys.executable, "-c", ECHO_SERVER], stdout=subprocess.PIPE, text=True)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="fewer and shorter cases; ends within three minutes")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the result here")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw it (default: beside the JSON)")
+    parser.add_argument("--only", metavar="CASES", help=f"of {','.join(CASES)}")
+    parser.add_argument("--soak", type=int, metavar="REQUESTS", help="send so many requests at the end")
+    options = parser.parse_args()
+    chosen = options.only.split(",") if options.only else [] if options.soak else list(CASES)
+    if unknown := set(chosen) - set(CASES):
+        parser.error(f"no case {', '.join(sorted(unknown))}; there are {', '.join(CASES)}")
+    cases = {name: CASES[name] for name in chosen}
+    if options.soak:
+        cases["soak"] = partial(_cases.soak, requests=options.soak)
+    generator()
+    with tempfile.TemporaryDirectory(prefix="trimtab-serving-") as temporary:
+        bench = Bench(Path(temporary), options.quick)
         try:
-            assert server.stdout is not None
-            assert echo.stdout is not None
-            addresses = {
-                "trimtab": json.loads(server.stdout.readline())["grpc"],
-                "echo": f"127.0.0.1:{echo.stdout.readline().strip()}",
-            }
-            if len(os.sched_getaffinity(0)) > 1:
-                os.sched_setaffinity(0, {1})
-            for turn in range(rounds):
-                for rows in (1, 64):
-                    message = body(model, rows)
-                    for name, address in addresses.items():
-                        rate, times = asyncio.run(load(address, message, seconds))
-                        results.setdefault((name, rows), []).append(rate)
-                        if name == "trimtab":
-                            latencies[rows].extend(times)
-                    results.setdefault(("loop", rows), []).append(work_loop(project, message, rows, seconds / 2))
-                print(f"round {turn + 1}/{rounds}", file=sys.stderr)
+            for position, (name, case) in enumerate(cases.items()):
+                bench.step = f"{position + 1}/{len(cases)} {name}:"
+                try:
+                    case(bench)
+                except Exception as error:
+                    # What the other cases found is worth having.
+                    print(f"\n{name} failed: {type(error).__name__}: {error}", file=sys.stderr)
+                    bench.rows.append({"case": name, "error": f"{type(error).__name__}: {error}"})
         finally:
-            for process in (server, echo):
-                process.terminate()
-                process.wait(30)
-    rows_out = [
-        {"case": name, "rows": rows, "requests_per_s": quantiles(rates, "1/s")}
-        for (name, rows), rates in results.items()
-    ]
-    rows_out += [
-        {"case": "trimtab", "rows": rows, "latency": quantiles(times, "ms")} for rows, times in latencies.items()
-    ]
-
-    def ratio(rows: int, other: str) -> float:
-        pairs = zip(results["trimtab", rows], results[other, rows], strict=True)
-        return statistics.median(ours / theirs for ours, theirs in pairs)
-
-    summary = {
-        "rows1_per_s": statistics.median(results["trimtab", 1]),
-        "rows64_per_s": statistics.median(results["trimtab", 64]) * 64,
-        "rows1_vs_echo": ratio(1, "echo"),
-        "rows64_vs_echo": ratio(64, "echo"),
-        "rows1_vs_loop": ratio(1, "loop"),
-        "rows64_vs_loop": ratio(64, "loop"),
-    }
-    report(rows_out, summary, options.json)
+            bench.close()
+    bench.summary.pop("triton_tuned", None)
+    bench.rows += [{"case": "absent", "server": name, "reason": reason} for name, reason in bench.absent.items()]
+    print(file=sys.stderr)
+    report(bench.rows, bench.summary, options.json)
+    picture = options.plot or (options.json.with_suffix(".png") if options.json else None)
+    if picture is not None:
+        plot(bench.rows, picture)
+        print(f"drawn: {picture}")
 
 
 if __name__ == "__main__":

@@ -305,6 +305,19 @@ class EchoTarget(HotTarget):
 
     def __init__(self) -> None: ...
 
+class LoopTarget(HotTarget):
+    """The front and a model with nothing else, to measure against: csrc/loop_target.h. Every request has `rows` rows,
+    its last bytes; every answer is `head` and the outputs' bytes."""
+
+    def __init__(self, rows: int, row_bytes: int, output_bytes: int, head: bytes) -> None: ...
+    def take(self, to: NDArray[Any]) -> int:
+        """Waits, copies the rows of what waits to the array (as many as it holds); how many; 0 once closed."""
+
+    def answer(self, outputs: NDArray[Any]) -> None:
+        """Answers what was taken; ValueError on too few outputs."""
+
+    def close(self) -> None: ...
+
 class Front:
     """HTTP/2 and gRPC on `threads` native threads. See csrc/front.h; trimtab.server.transport_native is its only
     user."""

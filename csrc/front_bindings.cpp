@@ -1,4 +1,4 @@
-// The native front for Python: FrontLimits, Front, EchoTarget. Events and commands are tuples; see _native.pyi.
+// The native front for Python: FrontLimits, Front, EchoTarget, LoopTarget. Events and commands are tuples; see _native.pyi.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -14,6 +14,7 @@
 #include "front.h"
 #include "front_echo.h"
 #include "grpc_text.h"
+#include "loop_target.h"
 #include "net_tls.h"
 
 namespace py = pybind11;
@@ -243,6 +244,31 @@ void bind_front(py::module_& module) {
 
     py::class_<EchoTarget, HotTarget, std::shared_ptr<EchoTarget>>(module, "EchoTarget", "Answers with the message.")
         .def(py::init<>());
+
+    py::class_<LoopTarget, HotTarget, std::shared_ptr<LoopTarget>>(module, "LoopTarget", "memcpy and a model.")
+        .def(py::init([](std::size_t rows, std::size_t row_bytes, std::size_t output_bytes, const py::bytes& head) {
+                 if (rows == 0) throw std::invalid_argument("rows: expected at least 1");
+                 return std::make_shared<LoopTarget>(rows, row_bytes, output_bytes, std::string(head));
+             }),
+             py::arg("rows"), py::arg("row_bytes"), py::arg("output_bytes"), py::arg("head"))
+        .def("take",
+             [](LoopTarget& target, const py::buffer& to) {
+                 const py::buffer_info space = to.request(true);
+                 const auto bytes = static_cast<std::size_t>(space.size * space.itemsize);
+                 if (bytes < target.request_bytes()) throw std::invalid_argument("no room for a request's rows");
+                 const std::size_t most = bytes / target.request_bytes() * target.row_count();
+                 const py::gil_scoped_release release;
+                 return target.take(static_cast<char*>(space.ptr), most);
+             })
+        .def("answer",
+             [](LoopTarget& target, const py::buffer& outputs) {
+                 const py::buffer_info from = outputs.request();
+                 if (static_cast<std::size_t>(from.size * from.itemsize) < target.taken() * target.output_bytes())
+                     throw std::invalid_argument("fewer outputs than rows");
+                 const py::gil_scoped_release release;
+                 target.answer(static_cast<const char*>(from.ptr));
+             })
+        .def("close", &LoopTarget::close);
 
     py::class_<Front, std::unique_ptr<Front, CloseWithoutGil>>(module, "Front", "The native HTTP/2 front.")
         .def(py::init([](const FrontLimits& limits, std::size_t threads) {

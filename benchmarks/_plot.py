@@ -1,0 +1,42 @@
+"""The picture of a serving result: requests a second over concurrency, and latency over offered load."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+COLOURS = {"trimtab": "#1f77b4", "triton": "#76b900", "echo": "#888888"}
+
+
+def plot(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Draws what of it there is."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
+    for server, colour in COLOURS.items():
+        for size, style in ((1, "-"), (64, "--")):
+            found = [r for r in rows if r["case"] == "closed" and r["server"] == server and r["rows"] == size]
+            if found:
+                levels = [row["concurrency"] for row in found]
+                label = f"{server}, {size} row{'s' if size > 1 else ''}"
+                left.plot(levels, [r["rate"]["p50"] for r in found], style, marker="o", color=colour, label=label)
+        found = sorted((r for r in rows if r["case"] == "open" and r["server"] == server), key=lambda r: r["offered"])
+        if found:
+            offered = [row["offered"] for row in found]
+            for q, style in (("p50", "--"), ("p99", "-")):
+                times = [row["latency"][q] / 1e3 for row in found]
+                right.plot(offered, times, style, marker="o", color=colour, label=f"{server}, {q}")
+    left.set(xscale="log", yscale="log", xlabel="calls at once", ylabel="requests a second", title="Closed loop")
+    right.set(xscale="log", yscale="log", xlabel="offered, requests a second", ylabel="latency, ms")
+    right.set_title("Open loop at 30, 60, 90 % of each one's capacity")
+    for axes in (left, right):
+        axes.grid(alpha=0.3, which="both")
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(fontsize=8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=130)
+    pyplot.close(figure)
