@@ -5,13 +5,21 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import grpc
 import numpy as np
 import pytest
+from google.protobuf.descriptor_pool import DescriptorPool
+from google.protobuf.message_factory import GetMessageClass
+from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 from trimtab._native import HAS_FRONT
+from trimtab.protos.v1 import inference_pb2 as pb
+from trimtab.protos.v1.inference_pb2_grpc import GRPCInferenceServiceStub
+from trimtab.server.rest_json import to_json
 
 from .world import Running, publish, serving, write_project
 
@@ -77,6 +85,63 @@ def test_shared_memory_both_ways(seen: dict[str, Any], kind: str) -> None:
 @pytest.mark.parametrize("kind", ["classes", "http_classes"])
 def test_classes_have_value_index_and_label(seen: dict[str, Any], kind: str) -> None:
     assert seen[kind] == [f"{row[0]:.6f}:0:yes" for row in np.array(seen["plain"], np.float32).tolist()]
+
+
+STAGES = {
+    "success", "fail", "queue", "compute_input", "compute_infer", "compute_output", "cache_hit", "cache_miss",
+}  # fmt: skip
+
+
+def test_what_perf_analyzer_reads_before_it_begins(running: Running) -> None:
+    """It asks, in this order: ready, metadata, configuration, extensions, statistics; and looks these fields up."""
+    channel = grpc.insecure_channel(running.grpc)
+    stub = GRPCInferenceServiceStub(channel)
+
+    def rest(path: str) -> Any:
+        with urllib.request.urlopen(f"http://{running.http}/v2{path}", timeout=30) as response:
+            content = response.read()
+        return json.loads(content) if content else {}
+
+    assert stub.ServerReady(pb.ServerReadyRequest()).ready
+    rest("/health/ready")
+    model = pb.ModelMetadataRequest(name="tiny")
+    metadata = [rest("/models/tiny"), to_json(stub.ModelMetadata(model))]
+    assert metadata[0] == metadata[1]
+    assert metadata[0]["versions"] == ["1"]
+    assert metadata[0]["inputs"][0] == {"name": "x", "datatype": "FP32", "shape": [-1, 1]}
+    config = stub.ModelConfig(pb.ModelConfigRequest(name="tiny")).config
+    as_json = rest("/models/tiny/config")
+    assert as_json.items() >= to_json(config).items()
+    assert as_json["max_batch_size"] == config.max_batch_size == 256
+    assert [(i["name"], i["data_type"], i["dims"], i["optional"]) for i in as_json["input"]][:2] == [
+        ("x", "TYPE_FP32", [1], False),
+        ("flag", "TYPE_BOOL", [1], False),
+    ]
+    assert "dynamic_batching" in as_json
+    assert not {"sequence_batching", "ensemble_scheduling", "model_transaction_policy"} & as_json.keys()
+    assert rest("")["extensions"] == list(stub.ServerMetadata(pb.ServerMetadataRequest()).extensions)
+    statistics = to_json(stub.ModelStatistics(pb.ModelStatisticsRequest(name="tiny")))
+    assert statistics == rest("/models/tiny/stats")
+    (version,) = statistics["model_stats"]
+    assert (version["name"], version["version"]) == ("tiny", "1")
+    assert version["inference_stats"].keys() == STAGES
+    channel.close()
+
+
+def test_reflection_builds_the_protocol_as_grpcurl_does(running: Running) -> None:
+    """From the server's own descriptors, without any file of ours: a method's types, then a call by them."""
+    with grpc.insecure_channel(running.grpc) as channel:
+        database = ProtoReflectionDescriptorDatabase(channel)
+        assert "inference.GRPCInferenceService" in database.get_services()
+        pool = DescriptorPool(database)
+        method = pool.FindServiceByName("inference.GRPCInferenceService").FindMethodByName("ServerMetadata")
+        answer = GetMessageClass(method.output_type)
+        call = channel.unary_unary(
+            f"/{method.containing_service.full_name}/{method.name}",
+            request_serializer=GetMessageClass(method.input_type).SerializeToString,
+            response_deserializer=answer.FromString,
+        )
+        assert call(GetMessageClass(method.input_type)()).name == "trimtab"
 
 
 def test_settings_say_what_is_true(seen: dict[str, Any]) -> None:
