@@ -11,9 +11,9 @@ void BatchTimes::add(std::uint32_t rows, std::uint32_t max_batch_size, std::int6
     if (rows >= (max_batch_size + 1) / 2) full_.add(ns);
 }
 
-std::int64_t BatchTimes::Window::least() const {
-    const std::size_t known = std::min(count, kWindow);
-    return known == 0 ? 0 : *std::min_element(ns.begin(), ns.begin() + static_cast<std::ptrdiff_t>(known));
+void BatchTimes::Window::add(std::int64_t value) {
+    ns[count++ % kWindow] = value;
+    least = *std::min_element(ns.begin(), ns.begin() + static_cast<std::ptrdiff_t>(std::min(count, kWindow)));
 }
 
 void Decision::clear() {

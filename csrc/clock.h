@@ -14,4 +14,11 @@ inline std::int64_t monotonic_ns() {
     return static_cast<std::int64_t>(now.tv_sec) * 1'000'000'000 + now.tv_nsec;
 }
 
+// What is to be added to an instant of that clock for ns since 1970, at this moment.
+inline std::int64_t since_1970() {
+    timespec now{};
+    clock_gettime(CLOCK_REALTIME, &now);
+    return static_cast<std::int64_t>(now.tv_sec) * 1'000'000'000 + now.tv_nsec - monotonic_ns();
+}
+
 }  // namespace trimtab

@@ -178,10 +178,7 @@ void Hub::check(HubRequest& request) {
     InferMessage& parsed = request.parsed;
     Model& model = *request.model;
     HubRequest::Place& place = request.place;
-    const std::optional<std::int64_t> time_us = check_parameters(parsed, true);
-    using namespace std::chrono;
-    request.time_us = time_us ? *time_us
-                              : duration_cast<microseconds>(system_clock::now().time_since_epoch()).count();
+    request.time_us = check_parameters(parsed, true);
     place.priority = 0;
     place.timeout_us.reset();
     for (const Parameter& parameter : parsed.parameters) {
@@ -588,9 +585,6 @@ bool Hub::read_packed(TakenBatch& batch) {
     for (const HubRequest* request : batch.requests) {
         copy_packed(request->rows.packed(), request->place.rows, columns, first);
         first += request->place.rows;
-        batch.counts.push_back(request->place.rows);
-        batch.times_us.push_back(request->time_us);
-        batch.ids.push_back(make_request_id());
     }
     slab.commit(rows);
     return true;
@@ -598,11 +592,17 @@ bool Hub::read_packed(TakenBatch& batch) {
 
 // Copies the requests' rows into the batch's slab; a request that cannot be read fails alone.
 void Hub::read(TakenBatch& batch) {
+    if (!batch.rows.slab || !read_packed(batch)) read_each(batch);
     const std::size_t requests = batch.requests.size();
     batch.counts.reserve(requests);
     batch.times_us.reserve(requests);
-    batch.ids.reserve(requests);
-    if (!batch.rows.slab || !read_packed(batch)) read_each(batch);
+    const std::int64_t since = since_1970();
+    for (const HubRequest* request : batch.requests) {
+        batch.counts.push_back(request->place.rows);
+        batch.times_us.push_back(request->time_us ? *request->time_us : (request->arrived + since) / 1000);
+    }
+    batch.ids.resize(requests);
+    make_request_ids(batch.ids);
     batch.marks.read = monotonic_ns();
 }
 
@@ -617,15 +617,12 @@ void Hub::read_each(TakenBatch& batch) {
             } else {
                 request->tensors.append_to(*batch.rows.tensors, 0, rows);
             }
-            batch.ids.push_back(make_request_id());
         } catch (const std::exception& error) {
             request->message = error.what();
             bad.push_back(request);
             continue;
         }
         batch.requests[kept++] = request;
-        batch.counts.push_back(rows);
-        batch.times_us.push_back(request->time_us);
     }
     batch.requests.resize(kept);
     const std::int64_t now = monotonic_ns();

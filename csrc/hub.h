@@ -43,7 +43,7 @@ struct TakenBatch {
     std::vector<HubRequest*> requests;
     std::vector<RequestId> ids;
     std::vector<std::uint32_t> counts;  // rows of each request
-    std::vector<std::int64_t> times_us;
+    std::vector<std::int64_t> times_us;  // data time: what the client said, or when it arrived
     BatchRows rows;
     BatchMarks marks;
 };

@@ -42,7 +42,7 @@ struct HubRequest final : HotRequest {
     InferRows rows;       // of a model with columns
     TensorRows tensors;   // of a model with tensors
     Model* model = nullptr;
-    std::int64_t time_us = 0;  // data time of its rows
+    std::optional<std::int64_t> time_us;  // data time of its rows, where the client says it
     Place place;
     bool done = false;  // answered, and held back by preserve_ordering
 };

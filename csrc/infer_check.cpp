@@ -96,6 +96,8 @@ class InferRows::Checker {
         : rows_(rows), schema_(*rows.schema_), message_(message), inputs_(rows.inputs_) {}
 
     void run() {
+        const bool alone = message_.inputs.size() == 1 && message_.inputs.front().name == kPackedInput;
+        if (rows_.packs_ && alone) return run_packed();
         match_names();
         check_raw_count();
         rows_.sources_.resize(schema_.fields.size());
@@ -105,12 +107,19 @@ class InferRows::Checker {
         for (std::size_t field = 0; field < schema_.fields.size(); ++field) {
             if (inputs_[field] != kNone) check_field(field, inputs_[field]);
         }
-        if (rows_.packed_ != nullptr) return;  // any float is a real
         for (std::size_t field = 0; field < schema_.fields.size(); ++field) check_values(field);
     }
 
   private:
     static constexpr std::size_t kNone = static_cast<std::size_t>(-1);
+
+    // The whole request is one tensor, as most are: the same checks, but for values, as any float is a real.
+    void run_packed() {
+        check_raw_count();
+        if (message_.raw_contents.empty()) rows_.copies_.reserve(1);
+        packed_ = 0;
+        check_packed(0);
+    }
 
     // Which input brings which field: each exactly once, or the features packed and the keys on their own.
     void match_names() {
@@ -183,7 +192,11 @@ class InferRows::Checker {
         }
         check_rows(input);
         const std::string_view data = elements(index, *traits, width);
-        if (traits->datatype == Datatype::fp32 && schema_.keys == 0) rows_.packed_ = data.data();
+        if (traits->datatype == Datatype::fp32 && rows_.packs_) {
+            rows_.packed_ = data.data();
+            return;
+        }
+        rows_.sources_.resize(schema_.fields.size());
         for (std::size_t field = 0; field < width; ++field) {
             rows_.sources_[field] = {.datatype = traits->datatype,
                                      .data = data.data() + field * traits->width,
@@ -298,7 +311,10 @@ class InferRows::Checker {
 };
 
 void InferRows::assign(const InferMessage& message, const std::shared_ptr<const Schema>& schema) {
-    if (schema_ != schema) schema_ = schema;
+    if (schema_ != schema) {
+        schema_ = schema;
+        packs_ = schema->all_real && schema->keys == 0 && !schema->find(kPackedInput);
+    }
     rows_ = 0;
     packed_ = nullptr;
     copies_.clear();

@@ -136,7 +136,7 @@ class MessageParser {
     }
 
     void parse_input(std::string_view bytes) {
-        InputTensor input;
+        InputTensor& input = add(message_.inputs, {}, "inputs");
         input.parameters.first = message_.tensor_parameters.size();
         input.contents.first = message_.content_pieces.size();
         Reader reader(bytes);
@@ -167,7 +167,6 @@ class MessageParser {
         }
         input.parameters.last = message_.tensor_parameters.size();
         input.contents.last = message_.content_pieces.size();
-        add(message_.inputs, input, "inputs");
     }
 
     void parse_output(std::string_view bytes) {

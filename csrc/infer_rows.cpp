@@ -33,8 +33,9 @@ void InferRows::append_to(Slab& slab, std::size_t start, std::size_t stop) {
     }
     const std::size_t before = slab.rows();
     const std::size_t count = stop - start;
+    const std::size_t fields = schema_->fields.size();
     try {
-        for (std::size_t i = 0; i < sources_.size(); ++i) {
+        for (std::size_t i = 0; i < fields; ++i) {
             Column& column = slab.column(i);
             switch (schema_->fields[i].type) {
                 case Type::real:
@@ -51,8 +52,10 @@ void InferRows::append_to(Slab& slab, std::size_t start, std::size_t stop) {
     constexpr std::size_t block = 64;
     for (std::size_t first = 0; first < count; first += block) {
         const std::size_t rows = std::min(block, count - first);
-        for (std::size_t i = 0; i < sources_.size(); ++i) {
-            const Source& source = sources_[i];
+        for (std::size_t i = 0; i < fields; ++i) {
+            const Source source = packed_ == nullptr
+                                      ? sources_[i]
+                                      : Source{.data = packed_ + i * sizeof(float), .stride = fields * sizeof(float)};
             const Type type = schema_->fields[i].type;
             const char* data = source.data + (start + first) * source.stride;
             with_type(source.datatype, [&](auto zero) {

@@ -61,7 +61,8 @@ class InferRows {
     std::vector<Source> sources_;            // one a field
     std::vector<std::vector<char>> copies_;  // typed contents in raw form
     std::vector<std::size_t> inputs_;        // of each field; the checker's
-    const char* packed_ = nullptr;
+    bool packs_ = false;             // of the schema: all fields are real, none is a key or named as the packed input
+    const char* packed_ = nullptr;   // then there are no sources
     std::size_t rows_ = 0;
 };
 

@@ -5,14 +5,16 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <span>
 
 namespace trimtab {
 
 using RequestId = std::array<std::uint8_t, 16>;
 inline constexpr std::size_t kIdText = 36;
 
-// Makes ids. Any thread: the growing part is shared by all makers of the process, the random part is a thread's own.
-RequestId make_request_id();
+// Fills in ids that grow, in their order. Any thread: the growing part is shared by all makers of the process, the random
+// part is a thread's own.
+void make_request_ids(std::span<RequestId> ids);
 
 // The id as text of kIdText characters, such as 0198f5a2-7b3c-7def-8123-456789abcdef.
 void write_request_id(const RequestId& id, char* out);
