@@ -141,7 +141,7 @@ void IoThread::run() {
     while (!(quitting_ && under_way_ == 0 && connections_.empty())) {
         const int count = ::epoll_wait(epoll_.get(), events.data(), static_cast<int>(events.size()), wait_ms());
         now_ = monotonic_ns();
-        for (int i = 0; i < count; ++i) handle(events[static_cast<std::size_t>(i)].data.ptr);
+        for (int i = 0; i < count; ++i) handle(events[static_cast<std::size_t>(i)].data.ptr, events[static_cast<std::size_t>(i)].events);
         std::vector<Connection*> again;
         again.swap(again_);
         for (Connection* connection : again) {
@@ -173,12 +173,13 @@ int IoThread::wait_ms() const {
     return wait;
 }
 
-void IoThread::handle(void* tagged) {
+void IoThread::handle(void* tagged, std::uint32_t events) {
     if (tagged == nullptr) return;  // the mailbox
     const auto bits = reinterpret_cast<std::uintptr_t>(tagged);
     if ((bits & 1U) != 0) {
         accept(*reinterpret_cast<LocalListener*>(bits & ~std::uintptr_t{1}));
     } else {
+        if ((events & (EPOLLRDHUP | EPOLLHUP | EPOLLERR)) != 0) static_cast<Connection*>(tagged)->on_hang_up();
         static_cast<Connection*>(tagged)->on_ready();
     }
 }
@@ -319,6 +320,20 @@ void IoThread::charge(std::int64_t bytes) {
 bool IoThread::over_budget(std::int64_t more) const {
     for (const auto& share : totals_->shares) more += share.bytes.load(std::memory_order_relaxed);
     return more > limits_.total_bytes;
+}
+
+void IoThread::abandon_call(std::uint64_t id, std::shared_ptr<std::int64_t> held) {
+    named_.erase(id);
+    charge(kCallCost);
+    abandoned_.emplace(id, std::move(held));
+}
+
+void IoThread::python_forgets(std::uint64_t id) {
+    const auto found = abandoned_.find(id);
+    if (found == abandoned_.end()) return;
+    --*found->second;
+    charge(-kCallCost);
+    abandoned_.erase(found);
 }
 
 std::uint64_t IoThread::name_call(Call& call) {

@@ -99,13 +99,15 @@ class IoThread final : public Origin {
     bool over_budget(std::int64_t more) const;
     void post(Event event) { events_.push_back(std::move(event)); }
     std::uint64_t name_call(Call& call);
-    void forget_call(std::uint64_t id) { named_.erase(id); }
+    // The call is over, and Python has not said so yet: `held` counts it until then.
+    void abandon_call(std::uint64_t id, std::shared_ptr<std::int64_t> held);
+    LinkedList& fresh() { return fresh_; }
     LinkedList& idle() { return idle_; }
 
   private:
     void run();
     int wait_ms() const;
-    void handle(void* tag);
+    void handle(void* tag, std::uint32_t events);
     void accept(LocalListener& listener);
     void adopt(LocalListener& listener, Accepted accepted);
     void watch(LocalListener& listener);
@@ -126,6 +128,7 @@ class IoThread final : public Origin {
     void end_listener(const LocalListener& listener);
     void bury();
     void tell_idle();
+    void python_forgets(std::uint64_t id);
     void wake();
 
     const std::uint64_t index_;
@@ -162,12 +165,14 @@ class IoThread final : public Origin {
     std::vector<std::unique_ptr<Call>> calls_;
     std::vector<Call*> free_calls_;
     std::unordered_map<std::uint64_t, Call*> named_;
+    std::unordered_map<std::uint64_t, std::shared_ptr<std::int64_t>> abandoned_;  // ended here, not in Python
     std::vector<Event> events_;
     std::vector<std::uint8_t> input_, output_;
     std::string scratch_;
     Gzip gzip_;
     TimerWheel timers_;
     LinkedList stalled_;  // calls with an incomplete message
+    LinkedList fresh_;    // connections that have made no call yet, the oldest first
     LinkedList idle_;     // connections without calls, the one idle for longest first
 };
 

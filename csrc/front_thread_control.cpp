@@ -58,10 +58,11 @@ void IoThread::adopt(LocalListener& listener, Accepted accepted) {
     if (::epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, descriptor, &event) != 0) connection->abandon();
 }
 
-// At the bound of connections, the one that has been without calls for longest makes room.
+// At the bound of connections, the oldest that never made a call makes room, else the one without calls for longest.
 bool IoThread::make_room() {
-    if (idle_.empty()) return false;
-    static_cast<Connection*>(idle_.first())->abandon();
+    LinkedList& list = fresh_.empty() ? idle_ : fresh_;
+    if (list.empty()) return false;
+    static_cast<Connection*>(list.first())->abandon();
     return true;
 }
 
@@ -97,7 +98,10 @@ void IoThread::handle_commands(std::vector<Command>& commands) {
 
 void IoThread::on_call_command(Command& command) {
     const auto found = named_.find(command.id);
-    if (found == named_.end()) return;  // it ended meanwhile
+    if (found == named_.end()) {  // it ended meanwhile
+        if (command.kind == CommandKind::finish) python_forgets(command.id);
+        return;
+    }
     Call& call = *found->second;
     Connection& connection = *call.connection;
     if (command.kind != CommandKind::read) {
@@ -111,6 +115,7 @@ void IoThread::on_call_command(Command& command) {
         case CommandKind::finish:
             // Python forgets the call now.
             named_.erase(found);
+            connection.python_forgets();
             call.handed_over = false;
             call.trailing = std::move(command.metadata);
             if (command.message != nullptr) connection.send(call, command.message.release());

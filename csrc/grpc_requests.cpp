@@ -192,6 +192,7 @@ void Connection::hand_over(Call& call, HotRequest* message) {
     info->connection = info_;
     call.id = thread_.name_call(call);
     call.handed_over = true;
+    ++*in_python_;
     thread_.post({EventKind::call, call.id, 0, std::unique_ptr<HotRequest>(message), std::move(info)});
 }
 
@@ -230,7 +231,7 @@ void Connection::withdraw(Call& call) {
     for (HotRequest* request : call.under_way) call.local->route->target->cancel(request);
     if (call.handed_over) {
         call.handed_over = false;
-        thread_.forget_call(call.id);
+        thread_.abandon_call(call.id, in_python_);
         thread_.post({EventKind::cancelled, call.id, 0, nullptr, nullptr});
     }
     uncharge(call, call.charged);

@@ -34,7 +34,7 @@ Connection::Connection(IoThread& thread, LocalListener& listener, std::unique_pt
       heard_(accepted_),
       progress_(accepted_) {
     info_->peer = std::move(peer);
-    thread_.idle().push_back(*this);
+    thread_.fresh().push_back(*this);
 }
 
 Connection::~Connection() {
@@ -82,7 +82,9 @@ void Connection::read() {
         }
         switch (result.state) {
             case IoState::done: break;
-            case IoState::again: return;
+            case IoState::again:
+                if (hung_up_ && result.bytes > 0) break;  // a short read has not seen the end
+                return;
             // A client that ends its side has no more calls for us, and what it waits for cannot be told from what it
             // gave up: as other servers do, we take it as the end of all.
             case IoState::closed:

@@ -41,6 +41,7 @@ class Connection : public Link {  // linked while it is idle
     Connection& operator=(const Connection&) = delete;
     ~Connection();
 
+    void on_hang_up() { hung_up_ = true; }
     void on_ready();  // after an event on the descriptor
     void flush();     // sends what the session has, as far as the socket takes it
     void drain();     // GOAWAY in two steps; closes when the last call has ended
@@ -63,6 +64,7 @@ class Connection : public Link {  // linked while it is idle
     void on_read(Call& call, std::size_t bytes);  // the handler took so much, kMessageCost of each message included
     void expire(Call& call);
     void on_stall(Call& call);
+    void python_forgets() { --*in_python_; }
 
   private:
     friend class Http2Callbacks;
@@ -126,7 +128,8 @@ class Connection : public Link {  // linked while it is idle
     FrameMeter meter_;
     Phase phase_ = Phase::handshake;
     bool draining_ = false, last_goaway_sent_ = false, age_over_ = false;
-    bool paused_ = false;  // reading waits until there is less to send
+    bool hung_up_ = false;  // the end is behind what there is to read, and no new event will tell
+    bool paused_ = false;   // reading waits until there is less to send
 
     LinkedList calls_;
     std::int64_t call_count_ = 0;
@@ -140,6 +143,10 @@ class Connection : public Link {  // linked while it is idle
     std::size_t received_ = 0;  // bytes of DATA for which the connection's window is to be given back
     std::int64_t held_ = 0;     // bytes of requests that are not answered
     std::int64_t unsent_ = 0;   // bytes of answers that are not sent
+
+    // Calls that Python knows of. Those that were cancelled count until it has noticed: else a client that makes and
+    // breaks off calls faster than Python takes them would fill its queue.
+    std::shared_ptr<std::int64_t> in_python_ = std::make_shared<std::int64_t>(0);
 
     // ns
     std::int64_t accepted_, active_, phase_since_;

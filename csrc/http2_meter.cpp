@@ -6,7 +6,8 @@ namespace trimtab {
 namespace {
 
 enum FrameType : std::uint8_t { kData, kHeaders, kPriority, kReset, kSettings, kPush, kPing, kGoaway, kUpdate };
-constexpr std::uint8_t kEndStream = 1;
+constexpr std::uint8_t kEndStream = 1, kPadded = 8;
+constexpr std::size_t kMostPadding = 256;  // with its length
 
 }  // namespace
 
@@ -24,7 +25,11 @@ bool FrameMeter::count(const std::uint8_t* header, std::int64_t now) {
                                (static_cast<std::size_t>(header[1]) << 8) | static_cast<std::size_t>(header[2]);
     skip_ = length;
     switch (header[3]) {
-        case kData: return length > 0 || (header[4] & kEndStream) != 0 || controls_.take(now, 1);
+        case kData: {
+            // Padding alone counts as nothing.
+            const std::size_t least = (header[4] & kPadded) != 0 ? kMostPadding : 0;
+            return length > least || (header[4] & kEndStream) != 0 || controls_.take(now, 1);
+        }
         case kHeaders: return true;  // bounded by streams, and by resets
         case kReset: return resets_.take(now, 1);
         case kUpdate: return updates_.take(now, 1);

@@ -17,7 +17,7 @@ IoResult PlainStream::read(std::span<std::uint8_t> buffer) {
         const ssize_t count = ::recv(socket_.get(), buffer.data(), buffer.size(), 0);
         if (count > 0) {
             const auto bytes = static_cast<std::size_t>(count);
-            // A short read has emptied the socket: whatever comes later, the end included, is a new edge.
+            // A short read has emptied the socket: whatever comes later is a new edge.
             return {bytes, bytes < buffer.size() ? IoState::again : IoState::done};
         }
         if (count == 0) return {0, IoState::closed};
