@@ -4,6 +4,9 @@ Pure; knows the JSON form and the binary tensor extension of KServe v2, and noth
 request means is for the hub to say, which gets the same message from every transport: here only the form is checked,
 and values are brought into the protocol's raw form.
 
+Parsing JSON holds the interpreter, and with it the thread that computes: so a body's JSON is bounded (large tensors
+come as binary data), and answers are written a slice at a time.
+
 JSON data may be nested or flat, row-major. NaN and Infinity are taken as numbers, and null stands for NaN (what
 JavaScript makes of it). FP16 may come as numbers; BF16 comes as binary data only.
 """
@@ -19,7 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from trimtab.protos.v1 import inference_pb2 as pb
-from trimtab.server.errors import InvalidRequest
+from trimtab.server.errors import InvalidRequest, TooLarge
 from trimtab.server.rest_json import parameters_to_json, parse_object, set_parameters
 
 __all__ = ["Body", "Wanted", "decode_infer_body", "encode_infer_body"]
@@ -39,6 +42,9 @@ _DTYPES: dict[str, Any] = {
     "FP64": np.float64,
 }
 _DEPTH = 16
+# Bytes of JSON in a request: some 100 ms of parsing that nothing else can interrupt. Values of an answer written at a
+# time.
+_MOST_JSON, _SLICE = 4 << 20, 4096
 _MOST_INT64 = (1 << 63) - 1
 # Some clients repeat the model's name, which the path has said.
 _REQUEST_KEYS = {"id", "parameters", "inputs", "outputs", "model_name", "model_version"}
@@ -67,7 +73,7 @@ class Body:
 
 
 def decode_infer_body(body: bytes, header_length: int | None, model: str, version: str) -> tuple[bytes, Wanted]:
-    """The ModelInferRequest that a body says, and how its answer should look. Raises InvalidRequest.
+    """The ModelInferRequest that a body says, and how its answer should look. Raises InvalidRequest, TooLarge.
 
     `header_length`: bytes of JSON before the binary data; None: all of the body is JSON.
     """
@@ -76,6 +82,9 @@ def decode_infer_body(body: bytes, header_length: int | None, model: str, versio
         raise InvalidRequest(
             f"Inference-Header-Content-Length: expected at most the body's {len(view)} bytes, came {header_length}"
         )
+    size = len(view) if header_length is None else header_length
+    if size > _MOST_JSON:
+        raise TooLarge(f"expected at most {_MOST_JSON} bytes of JSON, came {size}; send large tensors as binary data")
     # What some clients write for what they leave out.
     head = {key: value for key, value in parse_object(view[:header_length]).items() if value is not None}
     _known(head, _REQUEST_KEYS, "the request")
@@ -103,21 +112,22 @@ def encode_infer_body(answer: bytes, wanted: Wanted) -> Body:
         head["id"] = message.id
     if message.parameters:
         head["parameters"] = parameters_to_json(message.parameters)
-    outputs, chunks = [], []
+    outputs: list[str] = []
+    chunks: list[bytes] = []
     for output, raw in zip(message.outputs, message.raw_output_contents, strict=True):
         described: dict[str, Any] = {"name": output.name, "datatype": output.datatype, "shape": list(output.shape)}
         parameters = parameters_to_json(output.parameters)
+        data = ""
         if _SHARED not in parameters:
             if wanted.outputs.get(output.name, wanted.binary):
                 parameters["binary_data_size"] = len(raw)
                 chunks.append(raw)
             else:
-                described["data"] = _to_list(output.name, output.datatype, raw)
+                data = f',"data":{_to_text(output.name, output.datatype, raw)}'
         if parameters:
             described["parameters"] = parameters
-        outputs.append(described)
-    head["outputs"] = outputs
-    text = json.dumps(head, separators=(",", ":"), ensure_ascii=False).encode()
+        outputs.append(f"{_dumps(described)[:-1]}{data}}}")
+    text = f'{_dumps(head)[:-1]},"outputs":[{",".join(outputs)}]}}'.encode()
     return Body(b"".join([text, *chunks]), len(text) if chunks else None)
 
 
@@ -242,13 +252,19 @@ def _numbers(name: str, datatype: str, values: list[Any]) -> NDArray[Any]:
 # --- answers
 
 
-def _to_list(name: str, datatype: str, raw: bytes) -> list[Any]:
+def _to_text(name: str, datatype: str, raw: bytes) -> str:
+    """The values as a JSON array."""
     if datatype == "BYTES":
-        return _texts(name, raw)
+        return _dumps(_texts(name, raw))
     if datatype not in _DTYPES:
         raise InvalidRequest(f"output {name!r}: {datatype} cannot be JSON; ask for it with binary_data")
-    values: list[Any] = np.frombuffer(raw, _DTYPES[datatype]).tolist()
-    return values
+    values = np.frombuffer(raw, _DTYPES[datatype])
+    slices = (values[start : start + _SLICE].tolist() for start in range(0, len(values), _SLICE))
+    return f"[{','.join(_dumps(part)[1:-1] for part in slices)}]"
+
+
+def _dumps(value: Any) -> str:
+    return json.dumps(value, separators=(",", ":"), ensure_ascii=False)
 
 
 def _texts(name: str, raw: bytes) -> list[str]:

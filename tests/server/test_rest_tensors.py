@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from trimtab.protos.v1 import inference_pb2 as pb
-from trimtab.server.errors import InvalidRequest
+from trimtab.server.errors import InvalidRequest, TooLarge
 from trimtab.server.rest_tensors import Wanted, decode_infer_body, encode_infer_body
 
 
@@ -233,6 +233,19 @@ def test_an_answer_in_json() -> None:
         {"name": "p", "datatype": "FP32", "shape": [2, 1]},
         {"name": "s", "datatype": "BYTES", "shape": [1], "data": ["Å!"]},
     ]
+
+
+def test_a_large_answer_in_json_is_whole() -> None:
+    values = np.arange(10_001, dtype=np.float32) / 7
+    made = encode_infer_body(answer(("p", "FP32", [10_001], values.tobytes()), ("q", "INT8", [0], b"")), Wanted())
+    first, second = json.loads(made.content)["outputs"]
+    np.testing.assert_array_equal(np.array(first["data"], np.float32), values)
+    assert second["data"] == []
+
+
+def test_more_json_than_may_hold_up_others_is_refused() -> None:
+    with pytest.raises(TooLarge, match="binary data"):
+        decode_infer_body(b" " * (9 << 20), None, "m", "")
 
 
 def test_an_answer_with_binary_data_behind_it() -> None:
