@@ -35,6 +35,7 @@ usage: python benchmarks/serving.py [--quick] [--json FILE] [--only CASE,CASE] [
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import tempfile
 from collections.abc import Callable
@@ -78,6 +79,8 @@ def main() -> None:
     cases = {name: CASES[name] for name in chosen}
     if options.soak:
         cases["soak"] = partial(_cases.soak, requests=options.soak)
+    # Servers are stopped also where this is told to end.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     generator()
     with tempfile.TemporaryDirectory(prefix="trimtab-serving-") as temporary:
         bench = Bench(Path(temporary), options.quick)
