@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -59,6 +60,8 @@ class Bench:
             server.stop()
 
     def close(self) -> None:
+        for server in self.servers.values():
+            server.process.terminate()  # all drain at once
         for name in list(self.servers):
             self.down(name)
 
@@ -96,6 +99,8 @@ class Bench:
                 "latency": {"unit": "us", "n": sum(int(result.latency["n"]) for result, _ in results), **latency},
                 "cpu_us_per_request": statistics.median(used for _, used in results),
                 "failed": sum(result.failed for result, _ in results),
+                "statuses": dict(sum((Counter(result.raw["statuses"]) for result, _ in results), Counter())),
+                "refusal": next((text for result, _ in results if (text := result.raw["refusal"])), ""),
                 "mixed": sum(int(result.raw["mixed"]) for result, _ in results),
                 "late_us_p99": statistics.median(result.raw["late_us"]["p99"] for result, _ in results),
                 "generator_busy": statistics.median(result.raw["busy"] for result, _ in results),

@@ -55,6 +55,7 @@ def swap(bench: Bench) -> None:
         {
             "swaps": done,
             "swap_failed": result.failed,
+            "swap_failed_without": control.failed,
             "swap_mixed": raw["mixed"] + raw["unreadable"],
             "swap_gap_ms": raw["gap_ms"],
             "swap_gap_ms_without": control.raw["gap_ms"],
@@ -81,7 +82,6 @@ def overload(bench: Bench) -> None:
                 server, 1, seconds, rate=3 * can, connections=8, timeout=timeout, warm_up=1.0, slice=0.5, shed=True
             )
             bench.add(name, "slow", [(result, used)], rows=1, offered=3 * can, capacity=can)
-            bench.rows[-1]["statuses"] = result.raw["statuses"]
             again = bench.closed(server, 1, 1.0, 256)[0].rate
             bench.summary[name] = result.rate / ((can + again) / 2)
             bench.say(f"{name}: {result.rate / can:.2f} of {can:.0f}/s")
@@ -98,7 +98,7 @@ def overload(bench: Bench) -> None:
     result = finish(load)
     bench.add("overload_tiny", "trimtab", [(result, 0.0)], rows=1, offered=3 * can, capacity=can)
     slices = [each["p99_us"] for each in result.raw["slices"] if each["ok"]]
-    bench.rows[-1].update({"statuses": result.raw["statuses"], "slices": result.raw["slices"]})
+    bench.rows[-1]["slices"] = result.raw["slices"]
     third = max(len(slices) // 3, 1)
     if slices:
         bench.summary["overload_tiny_p99_ms"] = result.latency["p99"] / 1e3
