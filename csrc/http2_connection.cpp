@@ -139,7 +139,7 @@ void Connection::flush() {
         if (result.state == IoState::failed || result.state == IoState::closed) return abandon();
         leftover_offset_ += result.bytes;
         if (result.bytes < rest.size()) return;
-        leftover_.clear();
+        std::vector<std::uint8_t>().swap(leftover_);  // one that is slow once need not keep it
         leftover_offset_ = 0;
     }
     std::vector<std::uint8_t>& out = thread_.output();
