@@ -9,7 +9,7 @@ help:
 	@echo "make test      set up, then run the whole test suite"
 	@echo "make lint      ruff, mypy --strict, pyright"
 	@echo "make bench     the benchmarks, quick form (results under build/bench/)"
-	@echo "make sanitize  the native tests under AddressSanitizer and UndefinedBehaviorSanitizer"
+	@echo "make sanitize  the native tests and fuzz targets under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer"
 	@echo "make format    ruff format and import order, in place"
 	@echo "make clean     remove what was built (not .venv)"
 

@@ -1,7 +1,9 @@
 #!/usr/bin/env bash
-# Build the native extension with AddressSanitizer and UndefinedBehaviorSanitizer and run its tests on it.
+# Build the native extension with AddressSanitizer and UndefinedBehaviorSanitizer and run its tests on it. Then, without
+# Python: the fuzz targets of csrc/fuzz on a fixed set of inputs under the same, and the front's threads under
+# ThreadSanitizer (which CPython and grpcio, built without it, would fill with false alarms).
 #
-# usage: tools/sanitize.sh [PYTEST ARGUMENTS]     default: tests/csrc and tests/kernels
+# usage: tools/sanitize.sh [PYTEST ARGUMENTS]     with arguments: only those tests. Default: native code, kernels, transports
 #
 # The build has a folder and an import tree of its own (build/sanitize); the installed extension is not touched. Leaks are not
 # looked for: the interpreter and NumPy leave memory behind on purpose.
@@ -31,14 +33,35 @@ library() {
   echo "$path"
 }
 preload="$(library libasan.so) $(library libubsan.so) $(library libstdc++.so)"  # libstdc++: ASan looks for __cxa_throw at once
-[ $# -gt 0 ] || set -- tests/csrc tests/kernels
+all=
+if [ $# -eq 0 ]; then
+  all=1
+  set -- tests/csrc tests/kernels
+  for suite in front transport transport_calls interop hostile; do set -- "$@" "tests/server/test_$suite.py"; done
+fi
 
 env PYTHONPATH="$tree:$site" \
   LD_PRELOAD="$preload" \
-  ASAN_OPTIONS=detect_leaks=0:abort_on_error=1:detect_stack_use_after_return=1 \
+  ASAN_OPTIONS=quarantine_size_mb=16:detect_leaks=0:abort_on_error=1:detect_stack_use_after_return=1 \
   UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1 \
   "$python" -S -c '
 import sys, pytest, trimtab._native as native
 assert native.__file__.startswith(sys.argv[1]), native.__file__
 sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", *sys.argv[2:]]))
 ' "$tree" "$@"
+
+[ -n "$all" ] || exit 0
+if ! grep -q '^NGHTTP2_LIBRARY:.*libnghttp2' "$build/CMakeCache.txt"; then echo "sanitize: no nghttp2, so no fuzz targets of the front" >&2; exit 0; fi
+fuzz() {  # NAME SANITIZER TARGETS...
+  local name=$1 sanitizer=$2
+  shift 2
+  cmake -S csrc/fuzz -B "build/$name" -G Ninja -DSANITIZER="$sanitizer" >"build/$name.log" 2>&1 &&
+    nice cmake --build "build/$name" --target "$@" >>"build/$name.log" 2>&1 || { tail -n 50 "build/$name.log" >&2; exit 1; }
+}
+fuzz fuzz-address address,undefined fuzz_infer fuzz_gzip fuzz_http2
+export ASAN_OPTIONS=detect_leaks=1 UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1 TSAN_OPTIONS=halt_on_error=1
+build/fuzz-address/fuzz_infer 200000
+build/fuzz-address/fuzz_gzip 10000
+build/fuzz-address/fuzz_http2 20000
+fuzz fuzz-thread thread race
+build/fuzz-thread/race 60

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import os
 import resource
 import ssl
 import struct
@@ -26,7 +27,7 @@ from .attacks import CONTINUATION, DATA, END_HEADERS, END_STREAM, HEADERS, PUSH,
 from .transports import TRANSPORTS, Bench, open_bench
 
 _RAW, _HANG, _POUR, _CONVERSE = (f"/test.Echo/{name}" for name in ("Raw", "Hang", "Pour", "Converse"))
-_MOST = 200 << 20
+_MOST = (200 if "ASAN_OPTIONS" not in os.environ else 800) << 20
 """Bytes by which the process may grow, under any of this."""
 _QUICK = {
     "handshake_seconds": 1.0,
