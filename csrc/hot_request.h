@@ -75,7 +75,7 @@ class HotTarget {
     // Ends a burst of submits: wakes whoever computes, once.
     virtual void flush() noexcept = 0;
     // The caller is gone or its deadline passed. If the request still waits, it is taken out and delivered before this
-    // returns; if it is being computed, nothing happens and its answer comes as usual. Called on the thread that
+    // returns (or once those before it are, where order is preserved); if it is being computed, nothing happens and its answer comes as usual. Called on the thread that
     // submits for this origin, and only for requests that were submitted and not delivered yet to the caller's knowledge.
     virtual void cancel(HotRequest* request) noexcept = 0;
 

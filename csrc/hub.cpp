@@ -376,6 +376,9 @@ void Hub::deliver(std::span<HubRequest* const> requests) noexcept {
     Model& model = *requests.front()->model;
     for (HubRequest* request : requests) trim(*request);
     std::vector<HubRequest*> ready;
+    // Held until what is ready has left, so that two threads cannot overtake each other.
+    std::unique_lock<std::mutex> order(model.sending, std::defer_lock);
+    if (model.queue.policy().preserve_ordering) order.lock();
     {
         const std::lock_guard guard(lock_);
         if (model.queue.policy().preserve_ordering) {
@@ -491,7 +494,7 @@ std::unique_ptr<TakenBatch> Hub::decide(std::int64_t now, std::int64_t& wait_unt
     for (Model* model : serving_) {
         if (model->queue.waiting() == 0) continue;
         if (model->in_flight >= model->instances) continue;  // finish() wakes us
-        model->queue.decide(now, *model, closed_, decision_, model->schema ? nullptr : share_batch);
+        model->queue.decide(now, *model, closed_ || draining_.load(std::memory_order_relaxed), decision_, model->schema ? nullptr : share_batch);
         for (Waiting* place : decision_.expired) expired.push_back(&request_of(*place));
         for (Waiting* place : decision_.orphaned) orphaned.push_back(&request_of(*place));
         if (decision_.batch.empty()) {
@@ -557,7 +560,13 @@ std::unique_ptr<TakenBatch> Hub::take(std::int64_t timeout_ns) {
         expired.clear();
         orphaned.clear();
         if (batch) {
-            read(*batch);
+            try {
+                read(*batch);
+            } catch (const std::exception& error) {  // no memory, no random bytes: these requests fail, others go on
+                fail(*batch, StatusCode::resource_exhausted, std::string("the batch could not be read: ") + error.what());
+                release(*batch);
+                continue;
+            }
             if (!batch->requests.empty()) return batch;
             finish(*batch);
             release(*batch);
@@ -633,6 +642,15 @@ void Hub::read_each(TakenBatch& batch) {
         std::vector<HubRequest*> one{request};
         end_with(one, StatusCode::invalid_argument, message);
     }
+}
+
+void Hub::set_draining(bool draining) {
+    {
+        const std::lock_guard guard(lock_);
+        draining_.store(draining, std::memory_order_relaxed);
+        ++news_;
+    }
+    arrived_.notify_all();
 }
 
 void Hub::wake() {

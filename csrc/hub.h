@@ -73,7 +73,8 @@ class Hub final : public HotTarget, public std::enable_shared_from_this<Hub> {
     // New requests of the model are refused with this, until it is `ok` again; what was admitted is computed. Throws
     // std::invalid_argument where there is no such model.
     void pause(const std::string& name, StatusCode status, std::string message);
-    void set_draining(bool draining) { draining_.store(draining, std::memory_order_relaxed); }
+    // New requests are refused, and what waits no longer waits for company.
+    void set_draining(bool draining);
     Model& model(const std::string& name);  // throws std::invalid_argument
     std::size_t waiting(const std::string& name);
     std::vector<ModelMetrics> metrics();  // of every model, by name

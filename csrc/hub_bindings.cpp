@@ -309,7 +309,7 @@ void bind_hub(py::module_& module) {
                 hub.install(name, live, std::move(loaded), aliases);
             },
             py::arg("name"), py::arg("live"), py::arg("loaded"), py::arg("aliases"))
-        .def("set_draining", &Hub::set_draining, py::arg("draining"))
+        .def("set_draining", &Hub::set_draining, py::arg("draining"), Released())
         .def("waiting", &Hub::waiting, py::arg("name"), Released())
         .def("take", &take, py::arg("timeout"))
         .def("wake", &Hub::wake, Released())

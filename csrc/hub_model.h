@@ -7,6 +7,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <mutex>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -71,6 +72,7 @@ class Model final : public Versions {
     const std::shared_ptr<const TensorSchema> tensors;  // null: a model with columns
     const std::vector<OutputSpec> outputs;
     Statistics statistics;
+    std::mutex sending;  // preserve_ordering: held while answers leave; before the hub's lock
 
     // --- under the hub's lock
     BatchQueue queue;

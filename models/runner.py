@@ -141,7 +141,8 @@ def _compile(arguments: Sequence[str], folder: Path) -> str:
 
 def _load(path: Path, version: Version) -> Run:
     # What torch._inductor.aoti_load_package wraps, without importing the compiler here.
-    package = torch._C._aoti.AOTIModelPackageLoader(str(path), "model", False, 1, -1)
+    loader: Any = getattr(torch._C, "_aoti")  # noqa: B009  (it is in none of torch's stubs)
+    package = loader.AOTIModelPackageLoader(str(path), "model", False, 1, -1)
     run = package.boxed_run
     if isinstance(version, TensorVersion):
         return lambda *arguments: run(list(arguments))

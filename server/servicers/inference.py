@@ -121,7 +121,7 @@ class InferenceServicer:
 
     async def server_metadata(self, _request: pb.ServerMetadataRequest, _call: Call) -> pb.ServerMetadataResponse:
         """Name, version and the extensions that are offered."""
-        extensions = list(_EXTENSIONS)
+        extensions: list[str] = list(_EXTENSIONS)
         if self._memory.offered:
             extensions.append("system_shared_memory")
         if self._log.offered:

@@ -7,10 +7,13 @@ import contextlib
 import gzip
 import http.client
 import json
+import re
+import signal
 import subprocess
 import sys
 import zlib
 from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -389,3 +392,23 @@ async def test_connections_beyond_the_limit_are_closed(bench: Bench, monkeypatch
             assert await reader.read() == b""
     for _, opened in (*kept, (reader, writer)):
         opened.close()
+
+
+def test_a_request_that_waits_when_the_server_stops_is_answered(tmp_path: Path) -> None:
+    sections = {"batching": "max_queue_delay_microseconds = 20000000"}
+    project = write_project(tmp_path / "project", sections=sections)
+    publish(project, 1, verdict="initial")
+    with serving(project) as running, ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(Client(running.http).json, "POST", INFER, {"inputs": columns()})
+        watch = Client(running.http)
+        for _ in range(10_000):
+            if b'nv_inference_pending_request_count{model="tiny"' in (text := watch.call("GET", "/metrics")[2]) and (
+                re.search(rb'^nv_inference_pending_request_count\{model="tiny"[^}]*\} 1', text, re.MULTILINE)
+            ):
+                break
+        watch.connection.close()
+        running.process.send_signal(signal.SIGTERM)
+        number, answer = asked.result(timeout=60)
+        assert number == 200
+        assert len(answer["outputs"][0]["data"]) == 3
+        assert running.process.wait(60) == 0
