@@ -399,7 +399,8 @@ def test_a_request_that_waits_when_the_server_stops_is_answered(tmp_path: Path) 
     project = write_project(tmp_path / "project", sections=sections)
     publish(project, 1, verdict="initial")
     with serving(project) as running, ThreadPoolExecutor(1) as pool:
-        asked = pool.submit(Client(running.http).json, "POST", INFER, {"inputs": columns()})
+        client = Client(running.http)
+        asked = pool.submit(client.json, "POST", INFER, {"inputs": columns()})
         watch = Client(running.http)
         for _ in range(10_000):
             if b'nv_inference_pending_request_count{model="tiny"' in (text := watch.call("GET", "/metrics")[2]) and (
@@ -411,4 +412,5 @@ def test_a_request_that_waits_when_the_server_stops_is_answered(tmp_path: Path) 
         number, answer = asked.result(timeout=60)
         assert number == 200
         assert len(answer["outputs"][0]["data"]) == 3
+        client.connection.close()
         assert running.process.wait(60) == 0
