@@ -35,7 +35,7 @@ fi
 [ -n "$python" ] || fail "Trimtab needs Python 3.11 or newer and found none (set TRIMTAB_PYTHON to name one)"
 
 tag=$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
-wanted=$( { echo "$tag $PWD"; cat constraints.txt pyproject.toml CMakeLists.txt tools/setup.sh protos/v1/*.proto csrc/*; } | sha256sum | cut -d' ' -f1)
+wanted=$( { echo "$tag $PWD"; cat constraints.txt pyproject.toml CMakeLists.txt tools/setup.sh protos/v1/*.proto csrc/*.*; } | sha256sum | cut -d' ' -f1)
 for installed in .venv/.trimtab-$kind .venv/.trimtab-dev; do  # dev holds all that demo needs
   if [ -f "$installed" ] && [ "$(cat "$installed")" = "$wanted" ]; then exit 0; fi
 done
