@@ -40,15 +40,18 @@ if [ $# -eq 0 ]; then
   for suite in hub group_queue batching transport; do set -- "$@" "tests/server/test_$suite.py"; done
 fi
 
+# pytest takes what a test writes to stderr, and an abort would lose it: the sanitizers write to files, shown below.
+reports=$build/reports
+rm -rf "$reports" && mkdir "$reports"
 env PYTHONPATH="$tree:$site" \
   LD_PRELOAD="$preload" \
-  ASAN_OPTIONS=quarantine_size_mb=16:detect_leaks=0:abort_on_error=1:detect_stack_use_after_return=1 \
-  UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1 \
+  ASAN_OPTIONS=quarantine_size_mb=16:detect_leaks=0:abort_on_error=1:detect_stack_use_after_return=1:log_path="$reports/address" \
+  UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1:log_path="$reports/undefined" \
   "$python" -S -c '
 import sys, pytest, trimtab._native as native
 assert native.__file__.startswith(sys.argv[1]), native.__file__
 sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", *sys.argv[2:]]))
-' "$tree" "$@"
+' "$tree" "$@" || { rc=$?; tail -n +1 "$reports"/* >&2 2>/dev/null || true; exit "$rc"; }
 
 [ -n "$all" ] || exit 0
 if ! grep -q '^NGHTTP2_LIBRARY:.*libnghttp2' "$build/CMakeCache.txt"; then echo "sanitize: no nghttp2, so no fuzz targets of the front" >&2; exit 0; fi
