@@ -81,10 +81,9 @@ OutputTensor AnswerWriter::shape(std::size_t output, const OutputForm& form, con
 }
 
 void AnswerWriter::write_generic(HubRequest& request, const RequestId& id, std::size_t first, std::size_t rows) {
-    char text[kIdText];
-    write_request_id(id, text);
+    write_request_id(id, id_text_.data());
     response_.id = request.parsed.id;
-    response_.request_id = {text, kIdText};
+    response_.request_id = {id_text_.data(), kIdText};
     response_.final_response = request.in_stream;
     response_.outputs.clear();
     const std::vector<OutputSpec>& specs = batch_.model->outputs;

@@ -1,6 +1,7 @@
 // Answers of a batch, written into the requests that they belong to.
 #pragma once
 
+#include <array>
 #include <span>
 #include <string>
 #include <string_view>
@@ -33,6 +34,7 @@ class AnswerWriter {
     std::span<const BatchTensor> outputs_;
     ResponseHead head_;
     Response response_;
+    std::array<char, kIdText> id_text_{};  // what response_.request_id shows, until the next answer
     // Of classes: the strings, and how many a row; by output.
     std::vector<std::string> classes_;
     std::vector<std::int64_t> class_counts_;
