@@ -130,7 +130,7 @@ bool Connection::output_full() const {
 
 void Connection::flush() {
     // Before the client has shown that it speaks HTTP/2, an answer may have to be in HTTP/1.
-    if (phase_ != Phase::open || !meter_.past_preface()) return;
+    if (phase_ != Phase::open || !(meter_.past_preface() || stream_->agreed_on_http2())) return;
     if (received_ > 0) nghttp2_session_consume_connection(session_, std::exchange(received_, 0));
     if (!leftover_.empty()) {
         const auto rest = std::span<const std::uint8_t>(leftover_).subspan(leftover_offset_);

@@ -64,6 +64,8 @@ class NetStream {
     virtual IoState handshake() = 0;
     // Fills the front of the buffer. `again` may come together with bytes, and saves the call that would find nothing.
     virtual IoResult read(std::span<std::uint8_t> buffer) = 0;
+    // Whether the handshake has settled that the peer speaks HTTP/2: if not, its first bytes tell.
+    virtual bool agreed_on_http2() const { return false; }
     // Takes bytes from the front. What was not taken is offered again by the next call as the front of its bytes,
     // possibly at another address and followed by more.
     virtual IoResult write(std::span<const std::uint8_t> bytes) = 0;

@@ -55,6 +55,7 @@ class TlsStream final : public NetStream {
 
     int descriptor() const override { return socket_.get(); }
     IoState handshake() override;
+    bool agreed_on_http2() const override { return true; }  // ALPN, or there is no connection
     IoResult read(std::span<std::uint8_t> buffer) override;
     IoResult write(std::span<const std::uint8_t> bytes) override;
     void shutdown() override;
