@@ -1,23 +1,27 @@
-"""By what a loaded version runs its forward pass on the CPU: torch's operations one by one, or a compiled package.
+"""By what a loaded version runs its forward pass on the CPU: torch's operations one by one, on packed weights, or by a
+compiled package.
 
-`[[model]] run` chooses. Measured (docs/serving.md, benchmarks/model_cpu.py): the networks that Trimtab builds itself
-run as fast eagerly as compiled, once nn.Module's way of calling is out of the way (Network.forward_of). From layers of
-some 256 x 256 on, batches of 64 rows and more take half the time compiled, because the compiler lays the weights out
-for the processor. torch.compile in the process gains no more, costs 15-25 µs a call in guards, and holds Python's lock
-while it compiles; so "compiled" is AOTInductor, in a process of its own (models/compiling.py), while the version is
-being staged. "auto" is eager: compiling makes a version wait for half a minute before it can serve.
+`[[model]] run` chooses. Measured (docs/serving.md, benchmarks/model_cpu.py): what there is to gain over torch's
+operations one by one, once nn.Module's way of calling is out of the way (Network.forward_of), comes from weights laid
+out for the processor: half the time from some 256 rows and 64 x 128 weights on. For the networks that Trimtab builds
+itself, oneDNN does that in a moment (Network.packed_of): "auto" packs, and times which batches gain. Any other network
+needs a compiler for it. torch.compile in the process costs 15-25 µs a call in guards and holds Python's lock while it
+compiles; so "compiled" is AOTInductor, in a process of its own (models/compiling.py), while the version is being
+staged. It is not the default: a version would wait for half a minute before it can serve. In lockstep "auto" is
+eager: what two timings say must not decide the last bit of an answer.
 
 A package is code. It is never kept: it is made anew whenever a version is loaded, in a folder that only this user may
 enter, is loaded only if it has the hash that the compiling process printed, and is deleted at once. What inductor
 caches goes into the same folder.
 
-Before it is used, a package has to agree with the eager pass on made-up rows at several sizes. Both are timed: small
+Before it is used, either has to agree with the eager pass on made-up rows at several sizes. Both are timed: small
 batches stay eager where that is faster. Where compiling fails, for want of a C++ compiler say, or disagrees, the
 version runs eagerly, and the reason is told.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import subprocess
 import sys
@@ -32,31 +36,34 @@ from trimtab.models.compiling import example_of
 from trimtab.models.errors import ModelError
 from trimtab.models.loading import Loader, Version
 from trimtab.models.tensors import TensorVersion
+from trimtab.models.version import LoadedVersion
 from trimtab.store.files import sha256_file
 from trimtab.store.project import Project
 from trimtab.store.settings import ModelSettings
 from trimtab.store.versions import VersionStore
 
-__all__ = ["Compiled", "RunError", "compile_version", "running"]
+__all__ = ["RunError", "Sized", "compile_version", "pack_version", "running"]
 
+_log = logging.getLogger(__name__)
 Run = Callable[..., Any]
 _SECONDS = 600.0
 _TOLERANCE = 1e-4
 _REPEATS = 15
+_PACKED_REPEATS = 5
 
 
 class RunError(ModelError):
     """A version cannot run compiled; the message says why."""
 
 
-class Compiled:
-    """Batches of at least `least` rows by the package, smaller ones eagerly. One thread at a time."""
+class Sized:
+    """Batches of at least `least` rows by `large`, smaller ones eagerly. One thread at a time."""
 
-    def __init__(self, eager: Run, package: Run, least: int) -> None:
-        self.eager, self.package, self.least = eager, package, least
+    def __init__(self, eager: Run, large: Run, least: int) -> None:
+        self.eager, self.large, self.least = eager, large, least
 
     def __call__(self, *arguments: torch.Tensor) -> Any:
-        return (self.package if len(arguments[0]) >= self.least else self.eager)(*arguments)
+        return (self.large if len(arguments[0]) >= self.least else self.eager)(*arguments)
 
 
 def running(
@@ -67,12 +74,24 @@ def running(
     *,
     device: str,
     threads: int,
+    lockstep: bool,
     tell: Callable[[int, str], None],
 ) -> Loader:
     """Loads versions as `load` does, and has them run as the model's settings say. `tell` hears, with a version and a
     message, how a version that was to be compiled runs."""
-    if settings.run != "compiled":
+    most = settings.batching.max_batch_size
+    if settings.run == "eager" or (settings.run == "auto" and (lockstep or device != "cpu")):
         return load
+
+    def packed(number: int) -> Version:
+        version = load(number)
+        run = pack_version(version, most)
+        if run is not None:
+            version.use(run)
+        return version
+
+    if settings.run == "auto":
+        return packed
 
     def loaded(number: int) -> Version:
         version = load(number)
@@ -81,9 +100,7 @@ def running(
             return version
         began = time.monotonic()
         try:
-            compiled = compile_version(
-                version, project, settings.name, store, threads=threads, most=settings.batching.max_batch_size
-            )
+            compiled = compile_version(version, project, settings.name, store, threads=threads, most=most)
         except RunError as error:
             tell(number, f"version {number} runs eagerly: {error}")
             return version
@@ -98,9 +115,22 @@ def running(
     return loaded
 
 
+def pack_version(version: Version, most: int) -> Sized | None:
+    """The version's forward pass on packed weights, checked and timed; None where there is none, where it disagrees, or
+    where it is not faster on batches of `most` rows. Takes some tens of milliseconds."""
+    run = version.packed() if isinstance(version, LoadedVersion) else None
+    if run is None:
+        return None
+    try:
+        return _checked(version, run, most, _PACKED_REPEATS)
+    except RunError as error:
+        _log.warning("version %d runs on its weights as they are: packed, %s", version.number, error)
+        return None
+
+
 def compile_version(
     version: Version, project: Project, model: str, store: VersionStore, *, threads: int, most: int
-) -> Compiled | None:
+) -> Sized | None:
     """The version's forward pass compiled, checked and timed; None where it is not faster on batches of `most` rows.
     Blocks for as long as compiling takes. Raises RunError."""
     try:
@@ -117,7 +147,7 @@ def compile_version(
             package = _load(path, version)
         except Exception as error:
             raise RunError(f"the package cannot be loaded: {_last_line(str(error))}") from error
-    return _checked(version, package, most)
+    return _checked(version, package, most, _REPEATS)
 
 
 def _compile(arguments: Sequence[str], folder: Path) -> str:
@@ -149,7 +179,7 @@ def _load(path: Path, version: Version) -> Run:
     return lambda *arguments: run(list(arguments))[0]
 
 
-def _checked(version: Version, package: Run, most: int) -> Compiled | None:
+def _checked(version: Version, package: Run, most: int, repeats: int) -> Sized | None:
     eager = version.run_eagerly
     least: int | None = None
     winning = True
@@ -159,26 +189,26 @@ def _checked(version: Version, package: Run, most: int) -> Compiled | None:
             try:
                 expected, found = eager(*arguments), package(*arguments)
             except Exception as error:
-                raise RunError(f"the package fails on {rows} rows: {_last_line(str(error))}") from error
+                raise RunError(f"it fails on {rows} rows: {_last_line(str(error))}") from error
             _compare(expected, found, rows)
-            winning = winning and _faster(package, eager, arguments)
+            winning = winning and _faster(package, eager, arguments, repeats)
             least = rows if winning else least
-    return None if least is None else Compiled(eager, package, least)
+    return None if least is None else Sized(eager, package, least)
 
 
 def _compare(expected: Any, found: Any, rows: int) -> None:
     pairs = [(expected, found)] if isinstance(expected, torch.Tensor) else list(zip(expected, found, strict=True))
     for ours, theirs in pairs:
         if ours.shape != theirs.shape or ours.dtype != theirs.dtype:
-            raise RunError(f"compiled, {rows} rows give {theirs.dtype} {list(theirs.shape)}, not {list(ours.shape)}")
+            raise RunError(f"{rows} rows give {theirs.dtype} {list(theirs.shape)}, not {list(ours.shape)}")
         if not torch.allclose(ours.double(), theirs.double(), rtol=_TOLERANCE, atol=_TOLERANCE, equal_nan=True):
-            raise RunError(f"compiled, predictions on {rows} made-up rows differ by more than {_TOLERANCE}")
+            raise RunError(f"predictions on {rows} made-up rows differ by more than {_TOLERANCE}")
 
 
-def _faster(one: Run, other: Run, arguments: Sequence[torch.Tensor]) -> bool:
+def _faster(one: Run, other: Run, arguments: Sequence[torch.Tensor], repeats: int) -> bool:
     """By the best of interleaved runs, in time of the clock: some of the work may be on other threads."""
     best = [float("inf"), float("inf")]
-    for _ in range(_REPEATS):
+    for _ in range(repeats):
         for position, run in enumerate((one, other)):
             began = time.perf_counter()
             run(*arguments)

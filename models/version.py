@@ -70,11 +70,20 @@ class LoadedVersion:
         forward, predict = self.module.forward_of(), self.task.predict
         object.__setattr__(self, "run_eagerly", lambda features, ids: predict(forward(features, ids)))
         object.__setattr__(self, "_run", self.run_eagerly)
+        object.__setattr__(self, "_copies", 1)
 
     def use(self, run: Run) -> None:
-        """Has `run` make predictions [n, K] of features f32[n, F] and ids i64[n, C], in place of the module. Before the
-        version serves."""
+        """Has `run`, which has weights of its own, make predictions [n, K] of features f32[n, F] and ids i64[n, C], in
+        place of the module. Before the version serves."""
         object.__setattr__(self, "_run", run)
+        object.__setattr__(self, "_copies", 2)
+
+    def packed(self) -> Run | None:
+        """A run by weights that are laid out for this processor (Network.packed_of); None where there is none."""
+        forward, predict = self.module.packed_of(), self.task.predict
+        if forward is None or self.device.type != "cpu":
+            return None
+        return lambda features, ids: predict(forward(features, ids))
 
     def predict(self, slab: Slab, sketch: Sketch | None = None, start: int = 0, stop: int = -1) -> NDArray[np.float32]:
         """float32 [n, K] predictions of the slab's rows [start, stop), −1 being its end.
@@ -102,7 +111,8 @@ class LoadedVersion:
     @property
     def bytes(self) -> int:
         """Size of the weights in memory."""
-        return self.module.size()
+        copies: int = self._copies  # type: ignore[attr-defined]
+        return self.module.size() * copies
 
 
 def missing_rows(program: ColumnProgram, rows: int) -> Slab:

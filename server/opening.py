@@ -88,6 +88,7 @@ def open_model(
             versions,
             device=compute.device,
             threads=server.threads,
+            lockstep=server.lockstep,
             tell=lambda number, message: events.publish("note", name, message, version=number),
         ),
         memory=memory,

@@ -436,7 +436,8 @@ class ModelSettings(Settings):
     run: Literal["auto", "eager", "compiled"] = "auto"
     """How the forward pass runs on the CPU. "compiled": by AOTInductor, from the batch size on from which that is
     faster; staging a version then takes half a minute longer and needs a C++ compiler, without which it runs eagerly.
-    Worth it for layers of some 256 x 256 and more. "auto": eagerly."""
+    Worth it for networks of one's own with layers of some 64 x 128 and more. "auto": networks that Trimtab builds, by
+    weights laid out for the processor, from the batch size on from which that is faster; others eagerly."""
     load: bool = True
     """Load the model when the server starts; otherwise only when it is asked for."""
     classes: tuple[Scalar, ...] = ()

@@ -13,14 +13,22 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from trimtab.kernels.sketch import Sketch
 from trimtab.models import runner
+from trimtab.models.architectures import build
 from trimtab.models.compiling import example_of
 from trimtab.models.errors import CodeError
-from trimtab.models.loading import Version, loader
+from trimtab.models.loading import Loader, Version, loader
 from trimtab.models.publishing import publish_first
-from trimtab.models.runner import Compiled, RunError, running
+from trimtab.models.runner import RunError, Sized, pack_version, running
+from trimtab.models.tasks import Task
+from trimtab.models.version import LoadedVersion, architecture_of
+from trimtab.store.manifest import Manifest
 from trimtab.store.project import Project
+from trimtab.store.settings import ModelSettings
 from trimtab.store.versions import VersionStore
+
+from .programs import make_program
 
 ENTRY = """
 import torch
@@ -80,10 +88,25 @@ def load(folder: Path, device: str = "cpu", dims: str = "3") -> Loaded:
     made, store = project(folder, dims)
     told: list[str] = []
     plain = loader(made, made.model(), store, "cpu")
-    run = running(
-        plain, made, made.model(), store, device=device, threads=1, tell=lambda number, text: told.append(text)
-    )
-    return run(1), told
+    return run_of(plain, made, made.model(), store, device=device, told=told)(1), told
+
+
+def run_of(
+    plain: Loader,
+    made: Project,
+    settings: ModelSettings,
+    store: VersionStore,
+    *,
+    device: str = "cpu",
+    lockstep: bool = False,
+    told: list[str] | None = None,
+) -> Loader:
+    heard: list[str] = [] if told is None else told
+
+    def tell(_: int, text: str) -> None:
+        heard.append(text)
+
+    return running(plain, made, settings, store, device=device, threads=1, lockstep=lockstep, tell=tell)
 
 
 def check_eager(found: Loaded, reason: str) -> None:
@@ -110,8 +133,12 @@ def compiler(monkeypatch: pytest.MonkeyPatch, script: str) -> None:
 def test_eager_versions_are_loaded_as_they_are(tmp_path: Path) -> None:
     made, store = project(tmp_path)
     plain = loader(made, made.model(), store, "cpu")
-    settings = made.model().model_copy(update={"run": "auto"})
-    assert running(plain, made, settings, store, device="cpu", threads=1, tell=lambda *_: None) is plain
+    eager, auto = (made.model().model_copy(update={"run": run}) for run in ("eager", "auto"))
+    assert run_of(plain, made, eager, store) is plain
+    assert run_of(plain, made, auto, store, lockstep=True) is plain
+    assert run_of(plain, made, auto, store, device="cuda") is plain
+    version = run_of(plain, made, auto, store)(1)
+    assert version._run == version.run_eagerly  # type: ignore[union-attr]  # there is nothing to pack
 
 
 def test_compiling_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -172,7 +199,7 @@ def test_packages_that_disagree_or_fail_are_refused(tmp_path: Path) -> None:
 
     for package, reason in ((other, "differ"), (specialised, "fails on 32 rows"), (narrow, "not")):
         with pytest.raises(RunError, match=reason):
-            runner._checked(version, package, 64)
+            runner._checked(version, package, 64, 1)
 
 
 def test_small_batches_stay_eager_where_that_is_faster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -180,18 +207,80 @@ def test_small_batches_stay_eager_where_that_is_faster(tmp_path: Path, monkeypat
     version = loader(made, made.model(), store, "cpu")(1)
     eager = eager_of(version)
     for faster_from, least in ((1, 1), (8, 8), (64, 64), (65, None)):
-        monkeypatch.setattr(runner, "_faster", lambda _a, _b, given, limit=faster_from: len(given[0]) >= limit)
-        made_of = runner._checked(version, eager, 64)
+        monkeypatch.setattr(runner, "_faster", lambda _a, _b, given, _n, limit=faster_from: len(given[0]) >= limit)
+        made_of = runner._checked(version, eager, 64, 1)
         assert (made_of and made_of.least) == least
     # Faster on middling batches only: what large batches lose is not worth it.
-    monkeypatch.setattr(runner, "_faster", lambda _a, _b, given: len(given[0]) == 16)
-    assert runner._checked(version, eager, 64) is None
+    monkeypatch.setattr(runner, "_faster", lambda _a, _b, given, _n: len(given[0]) == 16)
+    assert runner._checked(version, eager, 64, 1) is None
 
 
 def test_the_number_of_rows_decides() -> None:
-    compiled = Compiled(lambda x: ("eager", len(x)), lambda x: ("package", len(x)), 8)
-    assert compiled(torch.zeros(7, 2)) == ("eager", 7)
-    assert compiled(torch.zeros(8, 2)) == ("package", 8)
+    sized = Sized(lambda x: ("eager", len(x)), lambda x: ("package", len(x)), 8)
+    assert sized(torch.zeros(7, 2)) == ("eager", 7)
+    assert sized(torch.zeros(8, 2)) == ("package", 8)
+
+
+def columns_version(config: dict[str, Any], task: Task) -> LoadedVersion:
+    program = make_program()
+    module = build(config, program, task).eval().requires_grad_(False)
+    manifest = Manifest(
+        version=1,
+        parent=None,
+        task=task.kind,
+        architecture=architecture_of(config, task),
+        program_hash=program.hash,
+        sketch_hash=program.sketch.hash,
+        rows_trained=1,
+    )
+    reference = Sketch(program.sketch)
+    return LoadedVersion(1, "w", program, task, manifest, reference, module, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("rows", [1, 2, 31, 256, 1000])
+@pytest.mark.parametrize("task", [Task("regression"), Task("multiclass", ("a", "b", "c"))], ids=["one", "three"])
+@pytest.mark.parametrize("widths", [[1], [16, 8], [130, 7, 65]], ids=str)
+def test_packed_weights_predict_as_the_module_does(widths: list[int], task: Task, rows: int) -> None:
+    version = columns_version({"kind": "mlp", "seed": 3, "widths": widths, "embedding": 4}, task)
+    packed = version.packed()
+    assert packed is not None
+    arguments = example_of(version, rows)
+    with torch.inference_mode():
+        torch.testing.assert_close(packed(*arguments), version.run_eagerly(*arguments), rtol=1e-5, atol=1e-6)
+        odd = arguments[0].clone()
+        odd[0, 0] = float("nan")
+        assert (
+            torch.isnan(packed(odd, arguments[1])[0]).all()
+            == torch.isnan(version.run_eagerly(odd, arguments[1])[0]).all()
+        )
+
+
+def test_packed_weights_are_used_where_they_are_faster(monkeypatch: pytest.MonkeyPatch) -> None:
+    version = columns_version({"kind": "mlp", "seed": 3, "widths": [16], "embedding": 4}, Task("regression"))
+    once = version.bytes
+    monkeypatch.setattr(runner, "_faster", lambda _a, _b, given, _n: len(given[0]) >= 32)
+    sized = pack_version(version, 256)
+    assert sized is not None
+    assert sized.least == 32
+    version.use(sized)
+    assert version.bytes == 2 * once  # there are two copies now
+    monkeypatch.setattr(runner, "_faster", lambda *_: False)
+    assert pack_version(version, 256) is None
+
+
+@pytest.mark.parametrize("config", [{"kind": "linear"}, {"kind": "mlp", "widths": []}], ids=["linear", "no layers"])
+def test_networks_without_anything_to_pack(config: dict[str, Any]) -> None:
+    assert pack_version(columns_version(config, Task("regression")), 256) is None
+
+
+def test_packed_weights_that_disagree_are_not_used(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    version = columns_version({"kind": "mlp", "seed": 3, "widths": [16]}, Task("regression"))
+    wrong = columns_version({"kind": "mlp", "seed": 4, "widths": [16]}, Task("regression"))
+    monkeypatch.setattr(LoadedVersion, "packed", lambda _: wrong.run_eagerly)
+    assert pack_version(version, 256) is None
+    assert "differ by more than" in caplog.text
 
 
 def test_examples_of_what_cannot_be_compiled(tmp_path: Path) -> None:
