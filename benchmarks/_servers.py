@@ -53,7 +53,9 @@ task = "regression"
 column = "y"
 {sections}
 """
-_FEATURE = '[[model.feature]]\nname = "x{}"\ntype = "real"\ntransforms = ["impute", "standardise"]\n'
+_FEATURE = (
+    '[[model.feature]]\nname = "x{}"\ntype = "real"\ntransforms = [{{ op = "impute", flag = false }}, "standardise"]\n'
+)
 _ENTRY = """import time
 import torch
 

@@ -73,7 +73,7 @@ def test_one_row_of_values(client: Client, data: pa.Table) -> None:
 def test_ids_versions_and_outputs(client: Client, data: pa.Table) -> None:
     answer = client.infer(data, version=1, request_id="mine", outputs=["probability"], time_us=served.START_US)
     assert answer.id == "mine"
-    with pytest.raises(NotFound, match="no version '9'"):
+    with pytest.raises(NotFound, match='no version "9"'):
         client.infer(data, version=9)
     with pytest.raises(InvalidInput, match="nonsense"):
         client.infer(data, outputs=["nonsense"])

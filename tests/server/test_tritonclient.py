@@ -51,27 +51,37 @@ def seen(running: Running) -> dict[str, Any]:
     return found
 
 
+def assert_predictions(answer: Any, plain: Any) -> None:
+    """Equal but for the last bit: the size of the batch that a request lands in decides how sums are grouped."""
+    np.testing.assert_allclose(answer, plain, rtol=1e-6)
+
+
 def test_callbacks_compression_and_asyncio_give_the_plain_answer(seen: dict[str, Any]) -> None:
     plain = seen["plain"]
     assert np.array(plain).shape == (2, 1)
-    assert seen["compressed"] == plain
-    assert seen["callbacks"] == [plain] * 8
-    assert seen["aio"]["answers"] == [plain] * 8
+    assert_predictions(seen["compressed"], plain)
+    for answer in [*seen["callbacks"], *seen["aio"]["answers"]]:
+        assert_predictions(answer, plain)
+    assert len(seen["callbacks"]) == len(seen["aio"]["answers"]) == 8
 
 
 def test_a_stream_goes_on_after_an_error(seen: dict[str, Any]) -> None:
     stream = seen["stream"]
-    assert stream["good"] == {str(number): seen["plain"] for number in range(20) if number != 7}
+    assert set(stream["good"]) == {str(number) for number in range(20) if number != 7}
+    for answer in stream["good"].values():
+        assert_predictions(answer, seen["plain"])
     assert len(stream["errors"]) == 1
     assert "code" in stream["errors"][0]
-    assert seen["aio"]["streamed"] == [seen["plain"]] * 4
+    assert len(seen["aio"]["streamed"]) == 4
+    for answer in seen["aio"]["streamed"]:
+        assert_predictions(answer, seen["plain"])
     assert len(seen["aio"]["errors"]) == 1
 
 
 @pytest.mark.parametrize("kind", ["shared", "http_shared"])
 def test_shared_memory_both_ways(seen: dict[str, Any], kind: str) -> None:
     shared = seen[kind]
-    assert shared["answer"] == seen["plain"]
+    assert_predictions(shared["answer"], seen["plain"])
     assert "data" in shared["status"]
     assert "data" not in shared["after"]
     taken, beyond, elsewhere, cuda, gone = shared["errors"]
