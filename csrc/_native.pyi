@@ -396,7 +396,7 @@ class BatchPolicy:
     def __init__(
         self,
         *,
-        max_batch_size: int = 256,
+        max_batch_size: int = 1024,
         max_queue_delay: float = 0.0,
         preferred: Sequence[int] = (),
         split_oversize: bool = True,
@@ -450,11 +450,11 @@ class BatchQueue:
     def remove(self, name: int) -> bool: ...
     def decide(
         self, now: int, versions: Mapping[int, int], flush: bool = False
-    ) -> tuple[list[int], int, int | None, list[int], list[int]]:
-        """(batch, its version, when to look again, expired, orphaned); `versions`: what lanes stand for."""
+    ) -> tuple[list[int], int, int | None, list[int], list[int], list[int]]:
+        """(batch, its version, when to look again, expired, missed, orphaned); `versions`: what lanes stand for."""
 
-    def computed(self, rows: int, ns: int) -> None:
-        """Tells how long a batch took."""
+    def computed(self, rows: int, ns: int, now: int) -> None:
+        """Tells how long a batch took that was computed at `now`."""
 
     def clear(self) -> list[int]: ...
     def __len__(self) -> int: ...

@@ -6,19 +6,26 @@
 
 namespace trimtab {
 
-void BatchTimes::add(std::uint32_t rows, std::uint32_t max_batch_size, std::int64_t ns) {
+void BatchTimes::add(std::uint32_t rows, std::uint32_t max_batch_size, std::int64_t ns, std::int64_t now) {
+    if (now - last_ >= kLapse) any_ = full_ = {};
+    last_ = now;
     any_.add(ns);
     if (rows >= (max_batch_size + 1) / 2) full_.add(ns);
 }
 
 void BatchTimes::Window::add(std::int64_t value) {
     ns[count++ % kWindow] = value;
-    least = *std::min_element(ns.begin(), ns.begin() + static_cast<std::ptrdiff_t>(std::min(count, kWindow)));
+    std::array<std::int64_t, kWindow> sorted = ns;
+    const auto end = sorted.begin() + static_cast<std::ptrdiff_t>(std::min(count, kWindow));
+    std::sort(sorted.begin(), end);
+    least = sorted.front();
+    mostly = sorted[static_cast<std::size_t>(end - sorted.begin() - 1) * 3 / 4];
 }
 
 void Decision::clear() {
     batch.clear();
     expired.clear();
+    missed.clear();
     orphaned.clear();
     version = 0;
     wait_until = kForever;
@@ -49,7 +56,7 @@ Refusal BatchQueue::admit(Waiting& request, std::int64_t now) {
     const std::int64_t expires = timeout > 0 && timeout < kForever - now ? now + timeout : kForever;
     // Delayed requests are late already: for them nothing is foretold.
     const std::int64_t limit = own.delay ? request.deadline : std::min(request.deadline, expires);
-    if (limit != kForever && times_.known()) {
+    if (limit != kForever && times_.known(now)) {
         std::uint64_t ahead = 0;
         for (std::uint32_t i = 0; i <= level; ++i) ahead += levels_[i].rows;
         const auto batches = static_cast<std::int64_t>(ahead / policy_.max_batch_size);
@@ -174,12 +181,18 @@ Waiting* BatchQueue::find_head(const Versions& versions, Decision& decision) {
     return head;
 }
 
-// The size of a batch that need not wait; 0 where waiting may still fill it.
-std::uint32_t BatchQueue::target(std::uint32_t version, const Waiting& head) const {
+// What waits for a version; lanes are resolved.
+std::uint64_t BatchQueue::rows_of(std::uint32_t version) const {
     std::uint64_t rows = 0;
     for (const Level& level : levels_) {
         for (const NamedList& lane : level.lanes) rows += lane.version == version ? lane.rows : 0;
     }
+    return rows;
+}
+
+// The size of a batch that need not wait; 0 where waiting may still fill it.
+std::uint32_t BatchQueue::target(std::uint32_t version, const Waiting& head) const {
+    const std::uint64_t rows = rows_of(version);
     if (policy_.max_queue_delay == 0 || rows >= policy_.max_batch_size) return policy_.max_batch_size;
     std::uint32_t best = 0;
     for (const std::uint32_t size : policy_.preferred) {
@@ -206,8 +219,16 @@ std::int64_t BatchQueue::due(std::uint32_t version, std::int64_t now) {
     return soonest;
 }
 
-void BatchQueue::take(std::uint32_t version, std::uint32_t most, Decision& decision,
+// When a batch of the version that is taken now will mostly be answered; 0 where nothing is foretold of it: it will not
+// be full.
+std::int64_t BatchQueue::answered(std::uint32_t version, std::uint32_t most, std::int64_t now) const {
+    if (times_.full_mostly() == 0 || !times_.known(now) || rows_ < most) return 0;
+    return rows_of(version) < most ? 0 : now + times_.full_mostly();
+}
+
+void BatchQueue::take(std::uint32_t version, std::uint32_t most, std::int64_t now, Decision& decision,
                       bool (*same_batch)(const Waiting&, const Waiting&)) {
+    const std::int64_t answer = most >= (policy_.max_batch_size + 1) / 2 ? answered(version, most, now) : 0;
     std::uint64_t rows = 0;
     for (Level& level : levels_) {
         while (level.count != 0) {
@@ -218,6 +239,11 @@ void BatchQueue::take(std::uint32_t version, std::uint32_t most, Decision& decis
             }
             if (oldest == nullptr) break;
             Waiting* request = oldest->head;
+            if (request->deadline < answer) {
+                unlink(*oldest, *request);
+                decision.missed.push_back(request);
+                continue;
+            }
             const bool first = decision.batch.empty();
             if (!first && rows + request->rows > most) return;
             if (!first && same_batch != nullptr && !same_batch(*decision.batch.front(), *request)) return;
@@ -246,7 +272,7 @@ void BatchQueue::decide(std::int64_t now, const Versions& versions, bool flush, 
         }
     }
     decision.version = version;
-    take(version, size != 0 ? size : policy_.max_batch_size, decision, same_batch);
+    take(version, size != 0 ? size : policy_.max_batch_size, now, decision, same_batch);
 }
 
 std::vector<Waiting*> BatchQueue::clear() {

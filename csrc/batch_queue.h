@@ -11,7 +11,9 @@
 //   large     a request of more than max_batch_size rows is a batch by itself, or is refused (oversize);
 //   expiry    a request whose call's deadline passed is taken out. One that waited longer than its queue policy's
 //             timeout is taken out too (REJECT) or goes behind all others (DELAY);
-//   misses    a request that would be answered after its deadline, by the fastest of the latest batches, is not admitted.
+//   misses    a request that would be answered after its deadline, by the fastest of the latest batches, is not admitted;
+//             and one that would be by what full batches mostly take now is not put into one. Without the second, an
+//             overload leaves only requests in the queue that are answered just too late.
 //
 // Cost: add and remove are O(1) in intrusive lists; a decision looks at the heads of lanes. Deadlines are looked at only
 // once the soonest that was seen has come, and the scan then finds the next soonest. Turned down: a heap of deadlines
@@ -65,7 +67,7 @@ struct QueuePolicy {
 };
 
 struct BatchPolicy {
-    std::uint32_t max_batch_size = 256;
+    std::uint32_t max_batch_size = 1024;
     std::int64_t max_queue_delay = 0;
     std::vector<std::uint32_t> preferred;  // ascending
     bool split_oversize = true;
@@ -77,23 +79,30 @@ struct BatchPolicy {
 
 enum class Refusal : std::uint8_t { none, queue_full, deadline_passed, would_miss_deadline, too_large, no_such_priority };
 
-// How long batches take, from those computed lately. Only ever underestimates: the fastest of the last ones counts.
+// How long batches take, from those computed lately. What is known lapses a second after the last batch: were it kept,
+// a model that was slow once could refuse all work, and so never find out that it is fast again.
 class BatchTimes {
   public:
-    void add(std::uint32_t rows, std::uint32_t max_batch_size, std::int64_t ns);
-    bool known() const { return any_.count >= kEnough; }
+    void add(std::uint32_t rows, std::uint32_t max_batch_size, std::int64_t ns, std::int64_t now);
+    bool known(std::int64_t now) const { return any_.count >= kEnough && now - last_ < kLapse; }
+    // The fastest of the last ones: these two only ever underestimate.
     std::int64_t one() const { return any_.least; }
     std::int64_t full() const { return full_.count >= kEnough ? full_.least : any_.least; }
+    // What three of four full batches take at most; 0: not known.
+    std::int64_t full_mostly() const { return full_.count >= kEnough ? full_.mostly : 0; }
 
   private:
     static constexpr std::size_t kWindow = 16;
     static constexpr std::size_t kEnough = 8;
+    static constexpr std::int64_t kLapse = 1'000'000'000;
     struct Window {
         std::array<std::int64_t, kWindow> ns{};
         std::size_t count = 0;
-        std::int64_t least = 0;  // asked for by every request, so kept
+        std::int64_t least = 0;  // these are asked for by every request, so kept
+        std::int64_t mostly = 0;
         void add(std::int64_t value);
     };
+    std::int64_t last_ = 0;
     Window any_;
     Window full_;  // batches of at least half of max_batch_size
 };
@@ -110,6 +119,7 @@ struct Decision {
     std::uint32_t version = 0;
     std::int64_t wait_until = kForever;  // without a batch: look again then, or on arrival
     std::vector<Waiting*> expired;       // to be answered with DEADLINE_EXCEEDED
+    std::vector<Waiting*> missed;        // likewise: they would be answered too late
     std::vector<Waiting*> orphaned;      // whose lane stands for no version any more
 
     void clear();
@@ -133,8 +143,10 @@ class BatchQueue {
     // What to do at `now`; `flush`: wait for no company. `same_batch`: whether a request may share a batch with its first.
     void decide(std::int64_t now, const Versions& versions, bool flush, Decision& decision,
                 bool (*same_batch)(const Waiting& first, const Waiting& next) = nullptr);
-    // Tells how long a batch took.
-    void computed(std::uint32_t rows, std::int64_t ns) { times_.add(rows, policy_.max_batch_size, ns); }
+    // Tells how long a batch took that was computed at `now`.
+    void computed(std::uint32_t rows, std::int64_t ns, std::int64_t now) {
+        times_.add(rows, policy_.max_batch_size, ns, now);
+    }
     // Takes all out, most urgent first.
     std::vector<Waiting*> clear();
 
@@ -163,7 +175,9 @@ class BatchQueue {
     Waiting* find_head(const Versions& versions, Decision& decision);
     std::uint32_t target(std::uint32_t version, const Waiting& head) const;
     std::int64_t due(std::uint32_t version, std::int64_t now);
-    void take(std::uint32_t version, std::uint32_t most, Decision& decision,
+    std::uint64_t rows_of(std::uint32_t version) const;
+    std::int64_t answered(std::uint32_t version, std::uint32_t most, std::int64_t now) const;
+    void take(std::uint32_t version, std::uint32_t most, std::int64_t now, Decision& decision,
               bool (*same_batch)(const Waiting&, const Waiting&));
 
     BatchPolicy policy_;

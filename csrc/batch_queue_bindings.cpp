@@ -74,10 +74,10 @@ class TestQueue {
         const std::optional<std::int64_t> wait =
             decision.wait_until == kForever ? std::nullopt : std::optional(decision.wait_until);
         const std::uint32_t version = decision.version;
-        return py::make_tuple(take(decision.batch), version, wait, take(decision.expired), take(decision.orphaned));
+        return py::make_tuple(take(decision.batch), version, wait, take(decision.expired), take(decision.missed), take(decision.orphaned));
     }
 
-    void computed(std::uint32_t rows, std::int64_t ns) { queue_.computed(rows, ns); }
+    void computed(std::uint32_t rows, std::int64_t ns, std::int64_t now) { queue_.computed(rows, ns, now); }
     std::size_t size() const { return queue_.waiting(); }
     std::uint64_t rows() const { return queue_.rows(); }
     std::uint64_t bytes() const { return queue_.size(); }
@@ -107,7 +107,7 @@ void bind_batch_queue(py::module_& module) {
              py::arg("priority") = 0, py::arg("size") = 0)
         .def("remove", &TestQueue::remove, py::arg("name"))
         .def("decide", &TestQueue::decide, py::arg("now"), py::arg("versions"), py::arg("flush") = false)
-        .def("computed", &TestQueue::computed, py::arg("rows"), py::arg("ns"))
+        .def("computed", &TestQueue::computed, py::arg("rows"), py::arg("ns"), py::arg("now"))
         .def("clear", &TestQueue::clear)
         .def("__len__", &TestQueue::size)
         .def_property_readonly("rows", &TestQueue::rows)

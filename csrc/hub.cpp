@@ -15,6 +15,8 @@
 namespace trimtab {
 namespace {
 
+constexpr const char* kMissed = "the answer would come after the deadline; the work was not begun";
+
 HubRequest& request_of(Waiting& place) { return *static_cast<HubRequest::Place&>(place).request; }
 
 bool share_batch(const Waiting& first, const Waiting& next) {
@@ -248,8 +250,7 @@ void Hub::admit(HubRequest& request) {
             throw Refused{StatusCode::deadline_exceeded, Dropped::expired,
                           "the deadline passed before the request was queued"};
         case Refusal::would_miss_deadline:
-            throw Refused{StatusCode::deadline_exceeded, Dropped::missed,
-                          "the answer would come after the deadline; the work was not begun"};
+            throw Refused{StatusCode::deadline_exceeded, Dropped::missed, kMissed};
         case Refusal::too_large:
             throw Refused{StatusCode::invalid_argument, Dropped::invalid,
                           "expected at most " + std::to_string(policy.max_batch_size) + " rows (max_batch_size), came " +
@@ -462,7 +463,8 @@ void Hub::finish(TakenBatch& batch) {
         Model& model = *batch.model;
         --model.in_flight;
         model.used_ns += ns;
-        if (batch.marks.encoded != 0) model.queue.computed(static_cast<std::uint32_t>(batch.rows.rows()), ns);
+        if (batch.marks.encoded != 0)
+            model.queue.computed(static_cast<std::uint32_t>(batch.rows.rows()), ns, batch.marks.begun + ns);
         notify = sleeping_ != 0 && model.queue.waiting() != 0;
         if (notify) ++news_;
     }
@@ -485,8 +487,7 @@ void Hub::release(TakenBatch& batch) {
 // --- batches ---------------------------------------------------------------------------------------------------------
 
 // Under the lock: a batch of the model that has used least, or when to look again.
-std::unique_ptr<TakenBatch> Hub::decide(std::int64_t now, std::int64_t& wait_until,
-                                        std::vector<HubRequest*>& expired, std::vector<HubRequest*>& orphaned) {
+std::unique_ptr<TakenBatch> Hub::decide(std::int64_t now, std::int64_t& wait_until, Leaving& leaving) {
     if (serving_.size() > 1) {
         std::sort(serving_.begin(), serving_.end(),
                   [](const Model* one, const Model* other) { return one->used_ns < other->used_ns; });
@@ -495,8 +496,9 @@ std::unique_ptr<TakenBatch> Hub::decide(std::int64_t now, std::int64_t& wait_unt
         if (model->queue.waiting() == 0) continue;
         if (model->in_flight >= model->instances) continue;  // finish() wakes us
         model->queue.decide(now, *model, closed_ || draining_.load(std::memory_order_relaxed), decision_, model->schema ? nullptr : share_batch);
-        for (Waiting* place : decision_.expired) expired.push_back(&request_of(*place));
-        for (Waiting* place : decision_.orphaned) orphaned.push_back(&request_of(*place));
+        for (Waiting* place : decision_.expired) leaving.expired.push_back(&request_of(*place));
+        for (Waiting* place : decision_.missed) leaving.missed.push_back(&request_of(*place));
+        for (Waiting* place : decision_.orphaned) leaving.orphaned.push_back(&request_of(*place));
         if (decision_.batch.empty()) {
             wait_until = std::min(wait_until, decision_.wait_until);
             continue;
@@ -514,11 +516,25 @@ std::unique_ptr<TakenBatch> Hub::decide(std::int64_t now, std::int64_t& wait_unt
     return nullptr;
 }
 
+// Answers those that will not be computed.
+void Hub::send_off(Leaving& leaving) {
+    for (HubRequest* request : leaving.expired) request->model->statistics.drop(Dropped::expired);
+    end_with(leaving.expired, StatusCode::deadline_exceeded, "the deadline passed in the queue; the work was not done");
+    for (HubRequest* request : leaving.missed) request->model->statistics.drop(Dropped::missed);
+    end_with(leaving.missed, StatusCode::deadline_exceeded, kMissed);
+    for (HubRequest* request : leaving.orphaned) {
+        const std::string version(request->parsed.model_version);
+        std::vector<HubRequest*> one{request};
+        end_with(one, StatusCode::not_found,
+                 "model " + quote(request->model->name) + ": version " + version + " is not loaded any more");
+    }
+    leaving = {};
+}
+
 std::unique_ptr<TakenBatch> Hub::take(std::int64_t timeout_ns) {
     const std::int64_t start = monotonic_ns();
     const std::int64_t give_up = timeout_ns < kForever - start ? start + timeout_ns : kForever;
-    std::vector<HubRequest*> expired;
-    std::vector<HubRequest*> orphaned;
+    Leaving leaving;
     while (true) {
         std::unique_ptr<TakenBatch> batch;
         bool done = false;
@@ -526,8 +542,8 @@ std::unique_ptr<TakenBatch> Hub::take(std::int64_t timeout_ns) {
             std::unique_lock guard(lock_);
             const std::int64_t now = monotonic_ns();
             std::int64_t wait_until = give_up;
-            batch = decide(now, wait_until, expired, orphaned);
-            if (!batch && expired.empty() && orphaned.empty()) {
+            batch = decide(now, wait_until, leaving);
+            if (!batch && leaving.empty()) {
                 const bool idle = std::all_of(serving_.begin(), serving_.end(),
                                               [](const Model* model) { return model->queue.waiting() == 0; });
                 if (woken_ || now >= give_up || (closed_ && idle)) {
@@ -548,17 +564,7 @@ std::unique_ptr<TakenBatch> Hub::take(std::int64_t timeout_ns) {
                 }
             }
         }
-        for (HubRequest* request : expired) request->model->statistics.drop(Dropped::expired);
-        if (!expired.empty())
-            end_with(expired, StatusCode::deadline_exceeded, "the deadline passed in the queue; the work was not done");
-        for (HubRequest* request : orphaned) {
-            const std::string version(request->parsed.model_version);
-            std::vector<HubRequest*> one{request};
-            end_with(one, StatusCode::not_found,
-                     "model " + quote(request->model->name) + ": version " + version + " is not loaded any more");
-        }
-        expired.clear();
-        orphaned.clear();
+        if (!leaving.empty()) send_off(leaving);
         if (batch) {
             try {
                 read(*batch);

@@ -104,14 +104,20 @@ class Hub final : public HotTarget, public std::enable_shared_from_this<Hub> {
         std::unordered_map<std::string_view, Model*> models;
         Model* only = nullptr;  // where there is one model
     };
+    // Requests that leave the queue without having been computed.
+    struct Leaving {
+        std::vector<HubRequest*> expired;
+        std::vector<HubRequest*> missed;
+        std::vector<HubRequest*> orphaned;
+        bool empty() const { return expired.empty() && missed.empty() && orphaned.empty(); }
+    };
 
     Model* route(std::string_view name) const;
     void check(HubRequest& request);                // throws WireError
     void admit(HubRequest& request);                // throws Refused
-    void refuse(HubRequest& request, StatusCode status, std::string message) noexcept;
     void rebuild_table();
-    std::unique_ptr<TakenBatch> decide(std::int64_t now, std::int64_t& wait_until, std::vector<HubRequest*>& expired,
-                                       std::vector<HubRequest*>& orphaned);
+    std::unique_ptr<TakenBatch> decide(std::int64_t now, std::int64_t& wait_until, Leaving& leaving);
+    void send_off(Leaving& leaving);
     void read(TakenBatch& batch);
     bool read_packed(TakenBatch& batch);
     void read_each(TakenBatch& batch);

@@ -158,8 +158,8 @@ class Mlp(Network):
         return forward
 
     def packed_of(self) -> Forward | None:
-        """See Network. oneDNN's product, with the bias within it; its own ReLU makes zero of NaN. The last layer, narrow
-        as it mostly is, is as it was."""
+        """See Network. oneDNN's product, with the bias within it; its own ReLU makes zero of NaN. The last layer is
+        mostly narrow, and stays as it was."""
         if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
             return None
         product = torch.ops.mkldnn._linear_pointwise.default

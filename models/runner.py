@@ -63,7 +63,7 @@ class Sized:
         self.eager, self.large, self.least = eager, large, least
 
     def __call__(self, *arguments: torch.Tensor) -> Any:
-        return (self.large if len(arguments[0]) >= self.least else self.eager)(*arguments)
+        return (self.large if arguments[0].shape[0] >= self.least else self.eager)(*arguments)
 
 
 def running(

@@ -55,6 +55,7 @@ DTYPES = {
     "FP64": torch.float64,
 }
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
+_WARM_BYTES = 16 << 20
 _REPEATS = 9
 
 
@@ -197,10 +198,14 @@ class TensorVersion:
         object.__setattr__(self, "_run", run)
 
     def warm(self, batch_sizes: Sequence[int]) -> None:
-        """Runs each of these batch sizes that is a power of two, the smallest and the largest. Raises VersionUnfit."""
+        """Runs each of these batch sizes that is a power of two, the smallest and the largest, as long as a batch of
+        them stays small in memory. Raises VersionUnfit."""
         for rows in sorted({*batch_sizes[:1], *batch_sizes[-1:], *(n for n in batch_sizes if n & (n - 1) == 0)}):
             with _unfit(f"version {self.number}: a batch of {rows} rows"):
-                self.call(self.example(rows), rows)
+                inputs = self.example(rows)
+                self.call(inputs, rows)
+            if sum(value.nbytes for value in inputs.values()) > _WARM_BYTES:
+                return
 
     def measure(self, rows: int) -> float:
         """Median time of a batch of so many rows, in µs."""

@@ -217,8 +217,8 @@ class QueuePolicySettings(Settings):
 class BatchingSettings(Settings):
     """How rows of waiting requests form one batch. Names as in Triton's model configuration."""
 
-    max_batch_size: Count = 256
-    """Most rows of one forward pass."""
+    max_batch_size: Count = 1024
+    """Most rows of one forward pass. Rows that are large, images say, want fewer."""
     oversize: Literal["split", "refuse"] = "split"
     """What becomes of a request of more rows: run in pieces and answered as one, or INVALID_ARGUMENT."""
     max_queue_delay_microseconds: Annotated[int, Field(ge=0)] = 0

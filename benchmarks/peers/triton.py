@@ -14,7 +14,7 @@ from pathlib import Path
 from peers.setup import environment, free_port, wait_for_port
 
 PACKAGES = ["torch==2.13.0", "nvidia-pytriton==0.7.0"]
-SETTINGS = {"m64d100": (64, 100), "m64d0": (64, 0), "m256d0": (256, 0), "m512d0": (512, 0)}
+SETTINGS = {"m64d100": (64, 100), "m64d0": (64, 0), "m256d0": (256, 0), "m512d0": (512, 0), "m1024d0": (1024, 0)}
 
 _CONFIG = """name: "{name}"
 backend: "python"

@@ -36,7 +36,7 @@ class Box:
 
     def decide(
         self, now: int, flush: bool = False, **versions: int
-    ) -> tuple[list[int], int, int | None, list[int], list[int]]:
+    ) -> tuple[list[int], int, int | None, list[int], list[int], list[int]]:
         return self.queue.decide(now, _versions(**versions), flush)
 
 
@@ -51,7 +51,7 @@ def test_all_that_is_queued_goes_at_once_without_a_delay() -> None:
 
 
 def test_empty_queue_waits_for_an_arrival() -> None:
-    assert Box().decide(0) == ([], 0, None, [], [])
+    assert Box().decide(0) == ([], 0, None, [], [], [])
 
 
 def test_batch_is_filled_up_to_its_maximum_in_order() -> None:
@@ -161,7 +161,7 @@ def test_alias_is_resolved_when_the_batch_forms() -> None:
 def test_request_whose_version_has_gone_is_orphaned_and_others_go_on() -> None:
     box = Box()
     gone, good = box.add(0, lane=7), box.add(1)
-    assert box.decide(2) == ([good], 1, None, [], [gone])
+    assert box.decide(2) == ([good], 1, None, [], [], [gone])
 
 
 def test_version_whose_request_waited_longest_goes_first() -> None:
@@ -207,7 +207,7 @@ def test_delayed_request_goes_behind_all_others_but_dies_with_its_call() -> None
     slow, doomed = box.add(0, priority=1), box.add(0, priority=1, deadline=3 * MS)
     low = box.add(1, priority=2)
     assert box.batch(2 * MS) == [low]
-    assert box.decide(3 * MS) == ([slow], 1, None, [doomed], [])
+    assert box.decide(3 * MS) == ([slow], 1, None, [doomed], [], [])
 
 
 def test_priorities_go_first_and_fill_up_with_the_rest() -> None:
@@ -232,15 +232,56 @@ def test_work_that_would_miss_its_deadline_is_refused_once_batches_were_measured
     assert box.refusal(0, deadline=1) == ""  # nothing is known yet
     box.queue.clear()
     for _ in range(8):
-        box.queue.computed(10, 10 * MS)
+        box.queue.computed(10, 10 * MS, 0)
     assert box.refusal(0, deadline=9 * MS) == "would_miss_deadline"
     for _ in range(3):
         box.add(0, rows=10)
     assert box.refusal(0, deadline=39 * MS) == "would_miss_deadline"
     box.add(0, deadline=40 * MS)
     # One fast batch is enough to think better of it.
-    box.queue.computed(10, 1)
+    box.queue.computed(10, 1, 0)
     box.add(0, deadline=9 * MS)
+
+
+def test_what_a_slow_spell_taught_lapses() -> None:
+    box = Box(max_batch_size=10)
+    for at in range(16):
+        box.queue.computed(10, 500 * MS, at)
+    assert box.refusal(100 * MS, deadline=150 * MS) == "would_miss_deadline"
+    last = box.add(1015 * MS, deadline=1065 * MS, rows=10)
+    assert box.batch(1020 * MS) == [last]
+    # One batch that was fast teaches nothing yet; the slow ones are forgotten.
+    box.queue.computed(10, 1 * MS, 1021 * MS)
+    box.add(1022 * MS, deadline=1023 * MS)
+
+
+def test_requests_that_a_full_batch_would_answer_too_late_are_not_put_into_one() -> None:
+    box = Box(max_batch_size=4)
+    late = [box.add(0, deadline=(10 + i) * MS) for i in range(3)]
+    fine = [box.add(0, deadline=20 * MS), box.add(0), box.add(0, deadline=16 * MS), box.add(0, deadline=20 * MS)]
+    for took in (8, 8, 8, 8, 8, 8, 10, 30):  # three of four take at most 8 ms
+        box.queue.computed(4, took * MS, 0)
+    batch, _, _, expired, missed, _ = box.decide(7 * MS)
+    assert (batch, expired, missed) == (fine, [], late)
+
+
+def test_requests_of_a_batch_that_is_not_full_are_all_computed() -> None:
+    box = Box(max_batch_size=4)
+    waiting = [box.add(0, deadline=10 * MS) for _ in range(3)]
+    for _ in range(8):
+        box.queue.computed(4, 8 * MS, 0)
+    assert box.batch(7 * MS) == waiting
+
+
+def test_a_full_batch_of_which_all_would_be_late_leaves_nothing() -> None:
+    box = Box(max_batch_size=4)
+    waiting = [box.add(0, deadline=10 * MS) for _ in range(4)]
+    other = box.add(0, lane=2)
+    for _ in range(8):
+        box.queue.computed(4, 8 * MS, 0)
+    batch, _, _, _, missed, _ = box.decide(7 * MS)
+    assert (batch, missed) == ([], waiting)
+    assert box.batch(7 * MS) == [other]
 
 
 def test_bad_policies_are_refused() -> None:
@@ -320,7 +361,8 @@ class Oracle(RuleBasedStateMachine):
     @rule(live=st.sampled_from([1, 2]), alias=st.sampled_from([0, 1, 2]), flush=st.booleans())
     def decide(self, live: int, alias: int, flush: bool) -> None:
         versions = {LIVE: live, 1: 1, 2: 2, **({ALIAS: alias} if alias else {})}
-        batch, version, wait, expired, orphaned = self.queue.decide(self.now, versions, flush)
+        batch, version, wait, expired, missed, orphaned = self.queue.decide(self.now, versions, flush)
+        assert not missed  # no batch was ever computed
         for name in expired:
             known = self.waiting.pop(name)
             timed_out = known.expires is not None and known.expires <= self.now and not self.levels[known.level][0]

@@ -221,7 +221,7 @@ def test_what_a_client_asks_at_the_start(client: Client) -> None:
     metadata = client.json("GET", "/v2/models/tiny/versions/1")[1]
     assert metadata["inputs"][0] == {"name": "x", "datatype": "FP32", "shape": [-1, 1]}
     config = client.json("GET", "/v2/models/tiny/config")[1]
-    assert config["max_batch_size"] == 256
+    assert config["max_batch_size"] == 1024
     assert config["input"][0]["dims"] == [1]
     assert config["batch_input"] == []
     (index,) = client.json("POST", "/v2/repository/index", {"ready": True})[1]

@@ -122,7 +122,7 @@ def test_what_perf_analyzer_reads_before_it_begins(running: Running) -> None:
     config = stub.ModelConfig(pb.ModelConfigRequest(name="tiny")).config
     as_json = rest("/models/tiny/config")
     assert as_json.items() >= to_json(config).items()
-    assert as_json["max_batch_size"] == config.max_batch_size == 256
+    assert as_json["max_batch_size"] == config.max_batch_size == 1024
     assert [(i["name"], i["data_type"], i["dims"], i["optional"]) for i in as_json["input"]][:2] == [
         ("x", "TYPE_FP32", [1], False),
         ("flag", "TYPE_BOOL", [1], False),

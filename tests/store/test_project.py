@@ -93,8 +93,8 @@ def test_state_paths() -> None:
             "[model.batching] priority_queue_policy: expected levels 1 to priority_levels (2), got '3'",
         ),
         (
-            "[model.batching]\npreferred_batch_size = [999]",
-            "[model.batching] preferred_batch_size: expected sizes of at most max_batch_size (256)",
+            "[model.batching]\npreferred_batch_size = [9999]",
+            "[model.batching] preferred_batch_size: expected sizes of at most max_batch_size (1024)",
         ),
         (
             '[model.retrain]\nmin_interval = "soon"',
