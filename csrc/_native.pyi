@@ -280,8 +280,9 @@ class FrontLimits:
 
     Sizes in bytes: max_message_bytes, connection_bytes, total_bytes, output_bytes, header_bytes, stream_window,
     connection_window. Numbers: connections, streams, stream_requests; resets, controls and updates each as
-    X_per_second and X_burst (reset_burst ...). Seconds, 0 for no bound: handshake_seconds, message_seconds,
-    write_seconds, idle_seconds, keepalive_seconds, keepalive_timeout_seconds, age_seconds, age_grace_seconds.
+    X_per_second and X_burst (reset_burst ...); message_rate, bytes a second. Seconds, 0 for no bound:
+    handshake_seconds, header_seconds, message_seconds, write_seconds, idle_seconds, keepalive_seconds,
+    keepalive_timeout_seconds, age_seconds, age_grace_seconds.
     Raises TypeError on another name, ValueError on a number out of range.
     """
 
@@ -345,8 +346,8 @@ class Front:
 
         (0, call, handler, deadline in monotonic ns or None, metadata, peer, identity, body or None): a call began.
         (1, call, body): a message of a stream. (2, call, 0): the client has sent all. (3, call, bytes): so much of the
-        call's messages has left. (4, call, 0): the call is over. (5, 0, listener): one thread has closed all of its
-        connections. (6, 0, thread): no hot call is under way there, after watch_idle().
+        call's messages has left. (4, call, status): the call is over. (5, 0, listener): one thread has closed all of
+        its connections. (6, 0, thread): no hot call is under way there, after watch_idle().
         """
 
     def command(self, commands: list[tuple[Any, ...]]) -> None:

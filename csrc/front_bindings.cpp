@@ -43,7 +43,9 @@ void each_limit(FrontLimits& limits, Visit&& visit) {
     visit("updates_per_second", limits.updates_per_second);
     visit("update_burst", limits.update_burst);
     visit("handshake_seconds", limits.handshake_seconds);
+    visit("header_seconds", limits.header_seconds);
     visit("message_seconds", limits.message_seconds);
+    visit("message_rate", limits.message_rate);
     visit("write_seconds", limits.write_seconds);
     visit("idle_seconds", limits.idle_seconds);
     visit("keepalive_seconds", limits.keepalive_seconds);

@@ -30,7 +30,7 @@ enum class EventKind : std::uint8_t {
     message,      // of a stream
     half_closed,  // the client has sent all
     sent,         // number: bytes of this call's messages that have left, in all
-    cancelled,    // by the client, a passed deadline, or the end of the connection
+    cancelled,    // by the client, a passed deadline, or the end of the connection; number: the status to count
     stopped,      // number: a listener of which one thread has closed the last connection
     idle,         // no hot call that draining waits for is under way on one thread
 };

@@ -16,6 +16,7 @@ void Call::reset() {
     deadline = kNever;
     prefix_bytes = 0;
     length = 0;
+    came = came_before = 0;
     charged = message_charged = unread = withheld = 0;
     status = StatusCode::ok;
     out_offset = out_bytes = 0;

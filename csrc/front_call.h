@@ -79,7 +79,7 @@ struct Call : Timer {
     std::int32_t stream = 0;
     std::uint64_t id = 0;  // what Python knows it by; 0 for hot ones
     CallLink open;         // in the list of the connection's calls
-    CallLink stall;        // in the list of calls with an incomplete message, the one longest without progress first
+    CallLink stall;        // in the list of calls with an incomplete message, the one not looked at for longest first
 
     // --- the request's headers
     bool post = false;
@@ -107,6 +107,8 @@ struct Call : Timer {
     bool counted = false;             // among those that draining waits for
     bool handed_over = false;         // Python knows of it
     bool withdrawn = false;           // nobody is to answer any more
+    std::uint64_t came = 0;           // bytes of messages and their prefixes
+    std::uint64_t came_before = 0;    // the same when `stall` was last looked at
     std::uint32_t length = 0;         // of the current message
     std::size_t charged = 0;          // bytes of all messages that are charged to the connection
     std::size_t message_charged = 0;  // of the current one

@@ -16,7 +16,7 @@ class EchoTarget final : public HotTarget {
         request->origin->deliver({&request, 1});
     }
     void flush() noexcept override {}
-    void cancel(HotRequest*) noexcept override {}
+    void cancel(HotRequest*, StatusCode) noexcept override {}
 };
 
 }  // namespace trimtab

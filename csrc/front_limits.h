@@ -29,7 +29,9 @@ struct FrontLimits {
 
     // --- seconds; 0: no bound
     double handshake_seconds = 10;   // from accepting to the first HTTP/2 frame, TLS included
+    double header_seconds = 10;      // for a header block, or another frame than DATA, to be complete
     double message_seconds = 30;     // without progress within a message or a frame
+    double message_rate = 1024;      // bytes a second, the least of a message over each message_seconds; 0: a byte will do
     double write_seconds = 60;       // without progress of what waits to be sent
     double idle_seconds = 900;       // without a call
     double keepalive_seconds = 120;  // of silence, after which a ping is sent

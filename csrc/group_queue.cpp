@@ -46,7 +46,7 @@ void GroupQueue::submit(HotRequest* request) noexcept {
 
 void GroupQueue::flush() noexcept { news_.notify_one(); }
 
-void GroupQueue::cancel(HotRequest* request) noexcept {
+void GroupQueue::cancel(HotRequest* request, StatusCode why) noexcept {
     {
         const std::lock_guard guard(lock_);
         const auto found = std::find(waiting_.begin(), waiting_.end(), request);
@@ -54,7 +54,7 @@ void GroupQueue::cancel(HotRequest* request) noexcept {
         waiting_.erase(found);
         bytes_ -= request->body.size();
     }
-    refuse(request, StatusCode::cancelled, "");
+    refuse(request, why, "");
 }
 
 std::vector<HotRequest*> GroupQueue::take(std::int64_t timeout_ns) {

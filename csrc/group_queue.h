@@ -32,7 +32,7 @@ class GroupQueue final : public HotTarget {
     std::unique_ptr<HotRequest> make() override { return std::make_unique<HotRequest>(); }
     void submit(HotRequest* request) noexcept override;
     void flush() noexcept override;
-    void cancel(HotRequest* request) noexcept override;
+    void cancel(HotRequest* request, StatusCode why) noexcept override;
 
     // --- the thread that serves
     // All that waits, but at most max_group; nothing after `timeout_ns` or once closed and empty. What has expired

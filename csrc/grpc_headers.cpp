@@ -172,9 +172,7 @@ void Connection::on_headers(Call& call) {
     if (call.local->route->streams_in()) {
         if (!call.hot()) hand_over(call, nullptr);
     } else {
-        // A single request is within a message from its headers on.
-        call.stall.since = thread_.now();
-        thread_.stalled().push_back(call.stall);
+        watch_message(call);  // a single request is within a message from its headers on
     }
 }
 

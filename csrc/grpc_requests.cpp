@@ -16,6 +16,7 @@ constexpr std::size_t kFirstBody = 64 << 10;  // memory for a message before mor
 void Connection::on_data(Call& call, std::span<const std::uint8_t> data) {
     if (call.finished || call.finishing) return;
     const std::size_t came = data.size();
+    call.came += came;
     while (!data.empty()) {
         if (!fill(call, data)) return;
     }
@@ -26,13 +27,12 @@ void Connection::on_data(Call& call, std::span<const std::uint8_t> data) {
     } else if (call.filling != nullptr || stream) {
         nghttp2_session_consume_stream(session_, call.stream, came);
     }
-    if (!call.stall.linked()) {
-        if (!stream || call.filling == nullptr) return;
-    } else {
-        call.stall.unlink();
-        if (stream && call.filling == nullptr && call.prefix_bytes == 0) return;
-    }
+    if (stream && !call.stall.linked() && (call.filling != nullptr || call.prefix_bytes != 0)) watch_message(call);
+}
+
+void Connection::watch_message(Call& call) {
     call.stall.since = thread_.now();
+    call.came_before = call.came;
     thread_.stalled().push_back(call.stall);
 }
 
@@ -119,6 +119,7 @@ void Connection::uncharge(Call& call, std::size_t bytes) {
 bool Connection::end_message(Call& call) {
     HotRequest* message = std::exchange(call.filling, nullptr);
     call.prefix_bytes = 0;
+    if (call.stall.linked() && call.local->route->streams_in()) call.stall.unlink();
     call.mirror_gzip = call.compressed;
     if (call.compressed) {
         Buffer<char> content;
@@ -223,16 +224,16 @@ void Connection::drop_input(Call& call) {
 }
 
 // Nobody waits for the answer any more: takes the call back from whoever was asked.
-void Connection::withdraw(Call& call) {
+void Connection::withdraw(Call& call, StatusCode why) {
     TimerWheel::remove(call);
     drop_input(call);
     if (std::exchange(call.withdrawn, true)) return;
     // cancel() may deliver at once, which is kept for later: under_way does not change meanwhile.
-    for (HotRequest* request : call.under_way) call.local->route->target->cancel(request);
+    for (HotRequest* request : call.under_way) call.local->route->target->cancel(request, why);
     if (call.handed_over) {
         call.handed_over = false;
         thread_.abandon_call(call.id, in_python_);
-        thread_.post({EventKind::cancelled, call.id, 0, nullptr, nullptr});
+        thread_.post({EventKind::cancelled, call.id, static_cast<std::int64_t>(why), nullptr, nullptr});
     }
     uncharge(call, call.charged);
 }
@@ -240,7 +241,11 @@ void Connection::withdraw(Call& call) {
 void Connection::expire(Call& call) { cut(call, StatusCode::deadline_exceeded, "the deadline has passed"); }
 
 void Connection::on_stall(Call& call) {
-    cut(call, StatusCode::deadline_exceeded, "the request's message did not come on");
+    const FrontLimits& limits = thread_.limits();
+    const auto least = static_cast<std::uint64_t>(std::max(limits.message_rate * limits.message_seconds, 1.0));
+    // Where it is we who keep the rest back, nobody is slow.
+    if (paused_ || call.withheld > 0 || call.came - call.came_before >= least) return watch_message(call);
+    cut(call, StatusCode::deadline_exceeded, "the request's message came too slowly, or did not come on");
 }
 
 }  // namespace trimtab

@@ -128,7 +128,7 @@ void Connection::finish(Call& call, StatusCode status, std::string_view message)
 
 // Ends a call before its time: what waits to be sent is dropped.
 void Connection::cut(Call& call, StatusCode status, std::string_view message) {
-    withdraw(call);
+    withdraw(call, status);
     if (call.finished) return;
     call.finishing = false;
     if (call.out_offset > 0) {  // within a message, after which no trailers can come

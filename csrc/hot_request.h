@@ -10,6 +10,7 @@
 // trims buffers that an unusually large message has left behind.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <limits>
@@ -33,6 +34,14 @@ enum class StatusCode : std::uint8_t {
     resource_exhausted, failed_precondition, aborted, out_of_range, unimplemented, internal, unavailable, data_loss,
     unauthenticated,
 };
+
+// Why a client gave up a call at `now`. Clients end their calls by their own clocks, at a deadline that is a little
+// earlier than the server's: it began to count later, and from a timeout that gRPC rounds up by as much as 1 %.
+inline StatusCode given_up(std::int64_t now, std::int64_t deadline, std::int64_t timeout) {
+    if (deadline == kNever) return StatusCode::cancelled;
+    const std::int64_t early = timeout / 100 + std::min<std::int64_t>(timeout / 2, 5'000'000);
+    return now >= deadline - early ? StatusCode::deadline_exceeded : StatusCode::cancelled;
+}
 
 struct HotRequest {
     HotRequest() = default;
@@ -74,10 +83,11 @@ class HotTarget {
     virtual void submit(HotRequest* request) noexcept = 0;
     // Ends a burst of submits: wakes whoever computes, once.
     virtual void flush() noexcept = 0;
-    // The caller is gone or its deadline passed. If the request still waits, it is taken out and delivered before this
-    // returns (or once those before it are, where order is preserved); if it is being computed, nothing happens and its answer comes as usual. Called on the thread that
-    // submits for this origin, and only for requests that were submitted and not delivered yet to the caller's knowledge.
-    virtual void cancel(HotRequest* request) noexcept = 0;
+    // The caller is gone or its deadline passed; `why` says which. If the request still waits, it is taken out and
+    // delivered before this returns (or once those before it are, where order is preserved); if it is being computed,
+    // nothing happens and its answer comes as usual. Called on the thread that submits for this origin, and only for
+    // requests that were submitted and not delivered yet to the caller's knowledge.
+    virtual void cancel(HotRequest* request, StatusCode why) noexcept = 0;
 
     // Keeps an origin for as long as requests of it may be under way: for ever.
     void keep(std::shared_ptr<Origin> origin) { kept_.push_back(std::move(origin)); }

@@ -158,6 +158,7 @@ void Connection::flush() {
     if (phase_ != Phase::open) return;
     if (paused_ && !output_full()) {
         paused_ = false;
+        meter_.excuse(thread_.now());
         thread_.read_again(*this);
     }
     const bool over = nghttp2_session_want_read(session_) == 0 && nghttp2_session_want_write(session_) == 0;
@@ -197,6 +198,15 @@ void Connection::refuse_flood() {
     flush();
     if (phase_ == Phase::open) close();
     if (phase_ == Phase::lingering) abandon();
+}
+
+// The frame that it dawdles with is lost, so its connection is.
+void Connection::refuse_slow(std::string_view reason) {
+    nghttp2_submit_goaway(session_, NGHTTP2_FLAG_NONE, nghttp2_session_get_last_proc_stream_id(session_),
+                          NGHTTP2_ENHANCE_YOUR_CALM, reinterpret_cast<const std::uint8_t*>(reason.data()),
+                          reason.size());
+    flush();
+    close();
 }
 
 void Connection::refuse_http1(std::span<const std::uint8_t> bytes) {
@@ -241,7 +251,13 @@ void Connection::sweep(std::int64_t now) {
     if (phase_ != Phase::open) return;
     const bool waits_to_send = !leftover_.empty() || unsent_ > 0;
     if (waits_to_send && passed(now, progress_, limits.write_seconds)) return abandon();
-    if (!paused_ && meter_.within_frame() && passed(now, heard_, limits.message_seconds)) return abandon();
+    if (!paused_) {
+        const std::int64_t began = meter_.unfinished_since();
+        if (began != 0 && passed(now, began, limits.header_seconds))
+            return refuse_slow("headers, and frames other than DATA, must come sooner than this");
+        if (meter_.within_frame() && passed(now, heard_, limits.message_seconds))
+            return refuse_slow("a frame did not come on");
+    }
     if (draining_) {
         if (now - drain_since_ > kLastGoaway) last_goaway();
         if (age_over_ && passed(now, drain_since_, limits.age_grace_seconds))
@@ -276,11 +292,12 @@ void Connection::close_call(Call& call) {
     --call_count_;
     thread_.charge(-kCallCost);
     if (call_count_ == 0) no_calls();
-    withdraw(call);
+    const bool told = call.finished || call.status != StatusCode::ok;
+    const StatusCode status = told ? call.status : given_up(thread_.now(), call.deadline, call.timeout);
+    withdraw(call, status);
     drop_output(call);
     if (call.local != nullptr) {
-        const auto status = static_cast<std::size_t>(call.finished ? call.status : StatusCode::cancelled);
-        bump(call.local->ended[status]);
+        bump(call.local->ended[static_cast<std::size_t>(status)]);
         if (call.counted) bump(call.local->closed);
     }
     call.connection = nullptr;

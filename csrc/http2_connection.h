@@ -63,7 +63,7 @@ class Connection : public Link {  // linked while it is idle
     void send_headers(Call& call, Metadata metadata);
     void on_read(Call& call, std::size_t bytes);  // the handler took so much, kMessageCost of each message included
     void expire(Call& call);
-    void on_stall(Call& call);
+    void on_stall(Call& call);  // message_seconds have passed since it was last looked at
     void python_forgets() { --*in_python_; }
 
   private:
@@ -77,6 +77,7 @@ class Connection : public Link {  // linked while it is idle
     bool feed(std::span<const std::uint8_t> bytes);
     bool write(std::span<const std::uint8_t> bytes);
     void refuse_flood();
+    void refuse_slow(std::string_view reason);
     void refuse_http1(std::span<const std::uint8_t> bytes);
     bool output_full() const;
     Call* call_of(std::int32_t stream);
@@ -103,7 +104,8 @@ class Connection : public Link {  // linked while it is idle
     void hand_over(Call& call, HotRequest* message);
     void dispatch(Call& call, HotRequest* message);
     void drop_input(Call& call);
-    void withdraw(Call& call);
+    void watch_message(Call& call);
+    void withdraw(Call& call, StatusCode why);
 
     // --- grpc_responses.cpp
     void respond(Call& call);

@@ -5,8 +5,8 @@
 namespace trimtab {
 namespace {
 
-enum FrameType : std::uint8_t { kData, kHeaders, kPriority, kReset, kSettings, kPush, kPing, kGoaway, kUpdate };
-constexpr std::uint8_t kEndStream = 1, kPadded = 8;
+enum FrameType : std::uint8_t { kData, kHeaders, kPriority, kReset, kSettings, kPush, kPing, kGoaway, kUpdate, kContinuation };
+constexpr std::uint8_t kEndStream = 1, kEndHeaders = 4, kPadded = 8;
 constexpr std::size_t kMostPadding = 256;  // with its length
 
 }  // namespace
@@ -24,6 +24,8 @@ bool FrameMeter::count(const std::uint8_t* header, std::int64_t now) {
     const std::size_t length = (static_cast<std::size_t>(header[0]) << 16) |
                                (static_cast<std::size_t>(header[1]) << 8) | static_cast<std::size_t>(header[2]);
     skip_ = length;
+    in_data_ = header[3] == kData;
+    if (header[3] == kHeaders || header[3] == kContinuation) in_block_ = (header[4] & kEndHeaders) == 0;
     switch (header[3]) {
         case kData: {
             // Padding alone counts as nothing.
@@ -46,7 +48,10 @@ bool FrameMeter::scan(std::span<const std::uint8_t> bytes, std::int64_t now) {
             const std::size_t skipped = std::min(skip_, bytes.size());
             skip_ -= skipped;
             bytes = bytes.subspan(skipped);
-        } else if (header_bytes_ == 0 && bytes.size() >= sizeof(header_)) {
+            continue;
+        }
+        if (header_bytes_ == 0 && !in_block_) began_ = now;
+        if (header_bytes_ == 0 && bytes.size() >= sizeof(header_)) {
             if (!count(bytes.data(), now)) return false;
             bytes = bytes.subspan(sizeof(header_));
         } else {

@@ -1,6 +1,6 @@
 // Counts a client's frames before the HTTP/2 session sees them: refuses floods of cheap frames, and knows whether the
-// bytes so far end within a frame (a client that stops there is slow, not idle). It reads frame headers only. Pure: the
-// time comes in, the verdict goes out.
+// bytes so far end within a frame or a header block, and since when (a client that stops or dawdles there is slow, not
+// idle). It reads frame headers only. Pure: the time comes in, the verdict goes out.
 #pragma once
 
 #include <algorithm>
@@ -40,6 +40,12 @@ class FrameMeter {
     bool scan(std::span<const std::uint8_t> bytes, std::int64_t now);
     bool within_frame() const { return skip_ > 0 || header_bytes_ > 0; }
     bool past_preface() const { return preface_ == 0; }
+    // When the header block, or the frame other than DATA, began that is not complete; 0: there is none. DATA frames may
+    // take as long as their messages.
+    std::int64_t unfinished_since() const {
+        return in_block_ || header_bytes_ > 0 || (skip_ > 0 && !in_data_) ? began_ : 0;
+    }
+    void excuse(std::int64_t now) { began_ = now; }  // it was we who did not read
 
   private:
     bool count(const std::uint8_t* header, std::int64_t now);
@@ -48,6 +54,9 @@ class FrameMeter {
     std::size_t preface_ = 24;      // bytes of the client's preface to come
     std::size_t skip_ = 0;          // of the current frame's payload to come
     std::size_t header_bytes_ = 0;  // of a frame header that is not complete
+    bool in_block_ = false;         // between HEADERS and END_HEADERS
+    bool in_data_ = false;          // the current frame is DATA
+    std::int64_t began_ = 0;        // the current frame, or its header block
     std::uint8_t header_[9] = {};
 };
 

@@ -325,15 +325,16 @@ void Hub::flush() noexcept {
     if (notify) arrived_.notify_one();
 }
 
-void Hub::cancel(HotRequest* hot) noexcept {
+void Hub::cancel(HotRequest* hot, StatusCode why) noexcept {
     auto& request = static_cast<HubRequest&>(*hot);
     if (request.model == nullptr) return;
     {
         const std::lock_guard guard(lock_);
         if (!request.model->queue.remove(request.place)) return;
     }
-    request.model->statistics.drop(Dropped::cancelled);
-    request.status = StatusCode::cancelled;
+    const bool late = why == StatusCode::deadline_exceeded;
+    request.model->statistics.drop(late ? Dropped::expired : Dropped::cancelled);
+    request.status = why;
     request.message.clear();
     HubRequest* one = &request;
     deliver({&one, 1});

@@ -83,7 +83,7 @@ class Hub final : public HotTarget, public std::enable_shared_from_this<Hub> {
     std::unique_ptr<HotRequest> make() override { return std::make_unique<HubRequest>(); }
     void submit(HotRequest* request) noexcept override;
     void flush() noexcept override;
-    void cancel(HotRequest* request) noexcept override;
+    void cancel(HotRequest* request, StatusCode why) noexcept override;
 
     // --- compute threads
     // The next batch; null after `timeout_ns`, after wake(), and where the hub is closed and nothing waits.

@@ -4,11 +4,12 @@
 #include <unistd.h>
 
 #include <cerrno>
-#include <chrono>
 #include <cstring>
 #include <stdexcept>
 #include <system_error>
 #include <utility>
+
+#include "clock.h"
 
 namespace trimtab {
 
@@ -36,8 +37,7 @@ void LocalOrigin::submit(std::uint64_t token, std::string_view body, std::int64_
     request->body.resize(body.size());
     if (!body.empty()) std::memcpy(request->body.data(), body.data(), body.size());
     request->deadline = deadline;
-    using namespace std::chrono;
-    request->arrived = duration_cast<nanoseconds>(steady_clock::now().time_since_epoch()).count();
+    request->arrived = monotonic_ns();
     request->in_stream = in_stream;
     request->traceparent = std::move(traceparent);
     if (!under_way_.emplace(token, request.get()).second) throw std::invalid_argument("token: expected a new one");
@@ -47,7 +47,9 @@ void LocalOrigin::submit(std::uint64_t token, std::string_view body, std::int64_
 
 void LocalOrigin::cancel(std::uint64_t token) {
     const auto found = under_way_.find(token);
-    if (found != under_way_.end()) target_.cancel(found->second);
+    if (found == under_way_.end()) return;
+    HotRequest& request = *found->second;
+    target_.cancel(&request, given_up(monotonic_ns(), request.deadline, request.deadline - request.arrived));
 }
 
 void LocalOrigin::deliver(std::span<HotRequest* const> requests) noexcept {

@@ -41,7 +41,7 @@ class LoopTarget final : public HotTarget {
     }
 
     void flush() noexcept override { some_.notify_one(); }
-    void cancel(HotRequest*) noexcept override {}  // it is computed and thrown away
+    void cancel(HotRequest*, StatusCode) noexcept override {}  // it is computed and thrown away
 
     // Waits for requests, takes at most so many rows, and copies them to `to`; the rows, 0 once closed.
     std::size_t take(char* to, std::size_t most_rows) {

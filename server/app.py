@@ -197,7 +197,10 @@ class Server:
     def _make_transport(self) -> Transport:
         settings, observer, tls = self._settings, self._metrics.call, self._tls
         if settings.transport == "grpcio" or not HAS_FRONT:
-            return GrpcioTransport(max_message_bytes=settings.max_message_bytes, observer=observer, tls=tls)
+            given = {name: getattr(settings.limits, name) for name in settings.limits.model_fields_set}
+            return GrpcioTransport(
+                max_message_bytes=settings.max_message_bytes, observer=observer, tls=tls, limits=given
+            )
         # The front is there only where it was built.
         from trimtab.server.transport_native import NativeTransport
 
@@ -212,6 +215,7 @@ class Server:
             io_threads=settings.io_threads,
             tls=tls,
             hot=hot,
+            limits=settings.client_limits(),
         )
         self._metrics.native_calls = native.calls
         return native

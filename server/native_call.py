@@ -56,6 +56,8 @@ class NativeCall:
         self.id = id_
         self.trailing: list[tuple[str, bytes]] = []
         self.task: asyncio.Task[None] | None = None
+        # What it ended with where that was not its handler: a status' name.
+        self.over = "CANCELLED"
         self._put = put
         self._deadline_ns = deadline_ns
         self._metadata = metadata

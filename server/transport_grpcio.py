@@ -14,7 +14,7 @@ import asyncio
 import contextlib
 import logging
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,19 @@ from trimtab.server.transport_edge import UNIX, check_free, serialise, translate
 __all__ = ["GrpcioTransport"]
 
 _log = logging.getLogger(__name__)
+# gRPC's options for limits of [server.limits], and how many of their unit one of ours is.
+_LIMITS: dict[str, tuple[tuple[str, ...], int]] = {
+    "connections": (("grpc.max_allowed_incoming_connections",), 1),
+    "streams": (("grpc.max_concurrent_streams",), 1),
+    "header_bytes": (("grpc.max_metadata_size", "grpc.absolute_max_metadata_size"), 1),
+    "handshake_seconds": (("grpc.server_handshake_timeout_ms",), 1000),
+    "idle_seconds": (("grpc.max_connection_idle_ms",), 1000),
+    "keepalive_seconds": (("grpc.keepalive_time_ms",), 1000),
+    "keepalive_timeout_seconds": (("grpc.keepalive_timeout_ms",), 1000),
+    "age_seconds": (("grpc.max_connection_age_ms",), 1000),
+    "age_grace_seconds": (("grpc.max_connection_age_grace_ms",), 1000),
+}
+_NO_BOUND = 2**31 - 1
 
 
 class GrpcioTransport:
@@ -35,7 +48,15 @@ class GrpcioTransport:
 
     name = "grpcio"
 
-    def __init__(self, *, max_message_bytes: int, observer: Observer, tls: TlsFiles | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        max_message_bytes: int,
+        observer: Observer,
+        tls: TlsFiles | None = None,
+        limits: Mapping[str, float] | None = None,
+    ) -> None:
+        """`limits`: of [server.limits]; those that gRPC has no option for are named in the log."""
         self._tls = tls
         self._observer = observer
         self._options = [
@@ -45,6 +66,7 @@ class GrpcioTransport:
             # Clients may keep idle connections alive by pings.
             ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
             ("grpc.keepalive_permit_without_calls", 1),
+            *_options(limits or {}),
         ]
         self._servers: list[grpc.aio.Server] = []
         self._paths: list[Path | None] = []
@@ -136,7 +158,7 @@ class GrpcioTransport:
             try:
                 return await handler(request, context)
             except asyncio.CancelledError:
-                code = "CANCELLED"
+                code = _given_up(context)
                 raise
             except Exception as error:
                 code, message = translate(label, error)
@@ -160,7 +182,7 @@ class GrpcioTransport:
                 async for message in handler(request, context):
                     yield message
             except (asyncio.CancelledError, GeneratorExit):
-                code = "CANCELLED"
+                code = _given_up(context)
                 raise
             except Exception as error:
                 code, text = translate(label, error)
@@ -169,6 +191,25 @@ class GrpcioTransport:
                 observer(label, code)
 
         return call
+
+
+def _options(limits: Mapping[str, float]) -> list[tuple[str, int]]:
+    """Channel options for the limits; 0 is no bound."""
+    if missing := sorted(set(limits) - set(_LIMITS)):
+        _log.warning("transport grpcio cannot enforce these of [server.limits]: %s", ", ".join(missing))
+    options = []
+    for name in sorted(set(limits) & set(_LIMITS)):
+        names, scale = _LIMITS[name]
+        # As integers gRPC takes 32 bits; a time of less than one of its units is still a bound.
+        value = min(max(round(limits[name] * scale), 1), _NO_BOUND) if limits[name] else _NO_BOUND
+        options += [(each, value) for each in names]
+    return options
+
+
+def _given_up(context: grpc.aio.ServicerContext[Any, Any]) -> str:
+    """What a call is counted as whose handler was cancelled."""
+    left = context.time_remaining()
+    return "CANCELLED" if left is None or left > 0 else "DEADLINE_EXCEEDED"
 
 
 def _credentials(files: TlsFiles) -> grpc.ServerCredentials:

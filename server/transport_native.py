@@ -189,6 +189,7 @@ class NativeTransport:
             elif kind == _SENT:
                 call.on_sent(event[2])
             elif kind == _CANCELLED and call.task is not None:
+                call.over = _NAMES[event[2]]
                 call.task.cancel()
 
     def _begin(self, event: tuple[Any, ...]) -> None:
@@ -228,7 +229,7 @@ class NativeTransport:
         try:
             answer = await self._handle(route.method, call, body)
         except asyncio.CancelledError:
-            code = "CANCELLED"
+            code = call.over
         except Exception as error:
             code, message = translate(route.label, error)
         finally:

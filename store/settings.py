@@ -17,6 +17,7 @@ from trimtab.kernels.errors import ProgramError
 from trimtab.kernels.schema import FeatureSpec, Transform
 from trimtab.store.durations import parse_duration
 from trimtab.store.settings_base import Count, Duration, Port, Scalar, Settings, Share, scalar_text
+from trimtab.store.settings_limits import LimitsSettings
 from trimtab.store.settings_source import ENTRY, SHA256, InputSettings, OutputSettings, VersionsSettings
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "GateSettings",
     "InputSettings",
     "LabelSettings",
+    "LimitsSettings",
     "MlflowSettings",
     "ModelSettings",
     "OutputSettings",
@@ -75,6 +77,31 @@ class ServerSettings(Settings):
     max_model_bytes: Annotated[int, Field(ge=0)] = 0
     """Most bytes that the weights and buffers of all loaded versions may take together; what would exceed it is not
     loaded. 0: no limit."""
+    limits: LimitsSettings = LimitsSettings()
+    """What clients may take."""
+
+    @model_validator(mode="after")
+    def _room(self) -> ServerSettings:
+        # Only what was given can be wrong: the defaults make room for what is larger (client_limits).
+        given, limits = self.limits.model_fields_set, self.limits
+        if "connection_bytes" in given and limits.connection_bytes < self.max_message_bytes:
+            raise ValueError(
+                f"limits.connection_bytes: expected at least max_message_bytes ({self.max_message_bytes}), "
+                f"got {limits.connection_bytes}"
+            )
+        least = self.client_limits()["connection_bytes"]
+        if "total_bytes" in given and limits.total_bytes < least:
+            raise ValueError(
+                f"limits.total_bytes: expected at least connection_bytes ({least:.0f}), got {limits.total_bytes}"
+            )
+        return self
+
+    def client_limits(self) -> dict[str, float]:
+        """[server.limits] by name; where they are defaults, large enough for max_message_bytes."""
+        limits: dict[str, float] = self.limits.model_dump()
+        limits["connection_bytes"] = max(limits["connection_bytes"], self.max_message_bytes)
+        limits["total_bytes"] = max(limits["total_bytes"], limits["connection_bytes"])
+        return limits
 
 
 class SecuritySettings(Settings):

@@ -82,6 +82,7 @@ class Raw:
         self.next = 1
         self.half_closed = False
         self.goaway: int | None = None
+        self.said = b""  # with the GOAWAY
 
     def send(self, *data: bytes) -> None:
         if not self.writer.is_closing() and not self.half_closed:
@@ -134,7 +135,7 @@ class Raw:
                 if kind in (SETTINGS, PING) and not flags & ACK:
                     self.send(frame(kind, ACK, 0, payload if kind == PING else b""))
                 if kind == GOAWAY:
-                    self.goaway = int.from_bytes(payload[4:8], "big")
+                    self.goaway, self.said = int.from_bytes(payload[4:8], "big"), payload[8:]
                 yield kind, flags, stream, payload
         except (asyncio.IncompleteReadError, ConnectionError):
             return

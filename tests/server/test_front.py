@@ -466,6 +466,33 @@ def test_deadline_of_a_stalled_request(fronted: Opened) -> None:
     settle(lambda: ("Echo/Unary", grpc.StatusCode.DEADLINE_EXCEEDED.value[0], 1) in echo.front.ended())
 
 
+def test_client_that_gives_up_at_the_deadline_has_passed_it(fronted: Opened) -> None:
+    """Its reset and our timer race; whichever is first, the calls count as what they are."""
+    echo = fronted()
+    client = echo.client()
+    streams = range(1, 201, 2)
+    client.send(b"".join(frame(HEADERS, END_HEADERS, each, request(DUPLEX, grpc_timeout="100m")) for each in streams))
+    client.send(frame(PING, 0, 0, bytes(8)))
+    while True:  # its answer says that all calls have begun
+        answer = client.first(PING)
+        assert answer is not None
+        if answer.flags & ACK:
+            break
+    passed = time.monotonic() + 0.1
+    while time.monotonic() < passed:
+        time.sleep(0.001)
+    client.send(b"".join(frame(RST_STREAM, 0, each, struct.pack(">I", 8)) for each in streams))
+    settle(lambda: ("Echo/Duplex", grpc.StatusCode.DEADLINE_EXCEEDED.value[0], 100) in echo.front.ended())
+
+
+def test_client_that_gives_up_before_the_deadline_has_cancelled(fronted: Opened) -> None:
+    echo = fronted()
+    client = echo.client()
+    client.send(frame(HEADERS, END_HEADERS, 1, request(DUPLEX, grpc_timeout="1H")))
+    client.send(frame(RST_STREAM, 0, 1, struct.pack(">I", 8)))
+    settle(lambda: echo.front.ended() == [("Echo/Duplex", grpc.StatusCode.CANCELLED.value[0], 1)])
+
+
 @pytest.mark.parametrize("name", ["max_message_byte", "threads"])
 def test_unknown_limit(name: str) -> None:
     with pytest.raises(TypeError, match=name):

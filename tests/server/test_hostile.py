@@ -31,7 +31,9 @@ _MOST = (200 if "ASAN_OPTIONS" not in os.environ else 800) << 20
 """Bytes by which the process may grow, under any of this."""
 _QUICK = {
     "handshake_seconds": 1.0,
+    "header_seconds": 1.0,
     "message_seconds": 1.0,
+    "message_rate": 1024.0,
     "write_seconds": 1.0,
     "reset_burst": 500,
     "resets_per_second": 50,
@@ -192,6 +194,103 @@ async def test_client_that_stops_within_a_frame_is_thrown_out(front: Guarded) ->
 async def test_client_that_does_not_begin_is_thrown_out(front: Guarded, said: bytes) -> None:
     async with connect(front.address, preface=said) as raw:
         await raw.ended()
+
+
+# Less than header_seconds and message_rate want, and never a pause that counts as one.
+_PAUSE = 0.1
+
+
+async def _dawdle(server: Guarded, whole: bytes, *, preface: bytes | None = None) -> tuple[int, attacks.Raw]:
+    """Sends a byte at a time until the server has had enough; how many went."""
+    async with connect(server.address, preface=preface) as raw, asyncio.timeout(30):
+        reading = asyncio.ensure_future(raw.ended())
+        for count, byte in enumerate(whole):
+            raw.send(bytes([byte]))
+            await asyncio.wait([reading], timeout=_PAUSE)
+            if reading.done():
+                return count, raw
+        await reading
+    return len(whole), raw
+
+
+async def test_preface_byte_by_byte(front: Guarded) -> None:
+    await _dawdle(front, attacks.PREFACE * 20, preface=b"")
+    await front.quiet()
+
+
+async def test_headers_byte_by_byte(front: Guarded) -> None:
+    async with connect(front.address) as raw:
+        block = raw.fields(_RAW, ("name", "x" * 1000))
+    sent, ended = await _dawdle(front, frame(HEADERS, END_HEADERS, 1, block))
+    assert sent < 1000
+    assert ended.goaway == attacks.ENHANCE_YOUR_CALM
+    assert b"headers" in ended.said
+    await front.quiet()
+
+
+async def test_headers_continued_byte_by_byte(front: Guarded) -> None:
+    # Each frame is complete; the block is not. Few frames: many would end it for their number.
+    async with connect(front.address) as raw, asyncio.timeout(30):
+        block = raw.fields(_RAW, ("name", "x" * 1000))
+        raw.send(frame(HEADERS, 0, 1, block[:10]))
+        reading = asyncio.ensure_future(raw.ended())
+        for byte in block[10:]:
+            raw.send(frame(CONTINUATION, 0, 1, bytes([byte])))
+            await asyncio.wait([reading], timeout=4 * _PAUSE)
+            if reading.done():
+                break
+        assert await reading == attacks.ENHANCE_YOUR_CALM
+    await front.quiet()
+
+
+async def test_other_frames_byte_by_byte(front: Guarded) -> None:
+    _, ended = await _dawdle(front, frame(attacks.SETTINGS, 0, 0, struct.pack(">HI", 4, 65535) * 100))
+    assert ended.goaway == attacks.ENHANCE_YOUR_CALM
+
+
+@pytest.mark.parametrize("path", [_RAW, _CONVERSE])
+@pytest.mark.parametrize("framed", [False, True], ids=["in one frame", "in frames"])
+async def test_message_byte_by_byte(front: Guarded, path: str, framed: bool) -> None:
+    async with connect(front.address) as raw, asyncio.timeout(30):
+        stream = raw.stream()
+        body = message(bytes(10_000))
+        raw.send(raw.headers(stream, path))
+        raw.send(frame(DATA, 0, stream, body)[:9] if not framed else b"")
+        reading = asyncio.ensure_future(raw.response(stream))
+        for byte in body:
+            raw.send(frame(DATA, 0, stream, bytes([byte])) if framed else bytes([byte]))
+            await asyncio.wait([reading], timeout=_PAUSE)
+            if reading.done():
+                break
+        response = await reading
+    assert response.status == grpc.StatusCode.DEADLINE_EXCEEDED.value[0]
+    assert "too slowly" in response.headers["grpc-message"]
+    await front.quiet()
+
+
+async def test_message_that_keeps_coming_may_take_long(front: Guarded) -> None:
+    # Longer than message_seconds in all, but never slower than message_rate.
+    async with connect(front.address) as raw, asyncio.timeout(30):
+        stream = raw.stream()
+        body = message(bytes(250) * 400)
+        raw.send(raw.headers(stream, _RAW))
+        for place in range(0, len(body), 4000):
+            last = place + 4000 >= len(body)
+            raw.send(frame(DATA, END_STREAM if last else 0, stream, body[place : place + 4000]))
+            await asyncio.sleep(_PAUSE)
+        assert (await raw.response(stream)).status == 0
+
+
+async def test_stream_may_be_silent_between_messages(front: Guarded) -> None:
+    async with connect(front.address) as raw, asyncio.timeout(30):
+        stream = raw.stream()
+        raw.send(raw.headers(stream, _CONVERSE), frame(DATA, 0, stream, message(b"one")))
+        served = front.served
+        await asyncio.sleep(3 * _QUICK["message_seconds"])
+        assert front.served > served
+        raw.send(frame(DATA, END_STREAM, stream, message(b"two")))
+        response = await raw.response(stream)
+    assert (response.status, response.messages) == (0, [(0, b"one"), (0, b"two")])
 
 
 # --- what is no HTTP/2

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import select
 import threading
+import time
 from typing import Any
 
 import numpy as np
@@ -333,6 +334,20 @@ def test_everything_is_answered_once_under_threads_that_submit_cancel_install_an
     assert outcomes.get(CANCELLED, 0) == counts["dropped"]["cancelled"]
     assert sum(outcomes.values()) == origins * per_origin
     assert hub.waiting("m") == 0
+
+
+@pytest.mark.parametrize(("timeout", "why"), [(0.2, "expired"), (3600.0, "cancelled"), (None, "cancelled")])
+def test_given_up_at_its_deadline_counts_as_expired(bench: Bench, timeout: float | None, why: str) -> None:
+    """Whoever notices first that a deadline has passed: the queue, or the client by its own clock, a little earlier."""
+    began = time.monotonic()
+    bench.submit(0, body([1.0]), timeout)
+    while timeout is not None and timeout < 1 and time.monotonic() < began + timeout - 0.001:
+        time.sleep(0.001)
+    bench.origin.cancel(0)
+    bench.collect(1)
+    assert bench.answers[0][0] == (4 if why == "expired" else CANCELLED)
+    dropped = bench.hub.statistics("m")["dropped"]
+    assert {name: count for name, count in dropped.items() if count} == {why: 1}
 
 
 def test_draining_refuses_and_closing_flushes(bench: Bench) -> None:

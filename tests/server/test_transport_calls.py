@@ -138,6 +138,18 @@ async def test_deadline_of_a_stream_ends_it(bench: Bench) -> None:
     await bench.echo.ended.wait()
 
 
+async def test_deadline_is_what_the_call_is_counted_as(bench: Bench) -> None:
+    assert (await status_of(bench.raw("Hang")(b"", timeout=0.1))).code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    await bench.calls.hold(("Echo/Hang", "DEADLINE_EXCEEDED"))
+
+
+async def test_cancelled_long_before_the_deadline_is_counted_as_cancelled(bench: Bench) -> None:
+    call = bench.raw("Hang")(b"", timeout=3600)
+    await bench.echo.entered.wait()
+    call.cancel()
+    await bench.calls.hold(("Echo/Hang", "CANCELLED"))
+
+
 # --- streams
 
 
