@@ -17,10 +17,13 @@ from _servers import HERE, MODEL, body, make_project, trimtab
 from _throughput import per_second, start_all
 from trimtab.client.admin import AdminClient
 
+SWAPS_PER_S = 50.0
+
 
 def swap(bench: Bench) -> None:
-    """Swaps between two versions while 8-row requests come at 60 % of capacity; every answer is read, and must carry
-    the outputs of the version that it names. A run without swaps before it gives the gap that the machine makes."""
+    """Swaps between two versions, SWAPS_PER_S, while 8-row requests come at 60 % of capacity; every answer is read, and
+    must carry the outputs of the version that it names. A run without swaps before it gives the gap that the machine
+    makes. (As fast as they go, some 250 a second, swaps take the core that they share with serving.)"""
     project_of = lambda: trimtab("swap", make_project(bench.folder / "swap", versions=2))  # noqa: E731
     server = bench.up("swap", project_of)
     if server is None:
@@ -29,20 +32,17 @@ def swap(bench: Bench) -> None:
     with AdminClient(server.ready["admin"]) as admin:
         for number in (2, 1, 2, 1):
             admin.promote(MODEL, number)
-        began = time.monotonic()
-        for turn in range(10):
-            admin.promote(MODEL, 2 - turn % 2)
-        each = (time.monotonic() - began) / 10
         rate = 0.6 * bench.closed(server, 8, 0.6, 128)[0].rate
         options: dict[str, Any] = {"rate": rate, "connections": 8, "check_every": 1}
         control = run(server.target(8), seconds=3.0, **options)
-        seconds = wanted * max(each, 0.004) * 2.0 + 1.0
+        seconds = wanted / SWAPS_PER_S + 1.5
         load = start(server.target(8), seconds=seconds, **options)
         time.sleep(0.4)
         began, done = time.monotonic(), 0
         while done < wanted and time.monotonic() - began < seconds - 0.6:
             admin.promote(MODEL, 2 - done % 2)
             done += 1
+            time.sleep(max(0.0, began + done / SWAPS_PER_S - time.monotonic()))
             if done % 50 == 0:
                 bench.say(f"{done} of {wanted}", done / wanted)
         took = time.monotonic() - began

@@ -29,6 +29,7 @@ from trimtab.server.events import EventBus
 from trimtab.server.keeping import ClosedWindow
 from trimtab.store.errors import StoreError
 from trimtab.store.files import append_line, read_lines, write_atomic
+from trimtab.store.priority import yield_to_others
 from trimtab.store.settings import DriftSettings
 
 __all__ = ["DriftWatch", "report_of"]
@@ -101,6 +102,7 @@ class DriftWatch:
         self._thread.join()
 
     def _run(self) -> None:
+        yield_to_others()
         while (item := self._closed.get()) is not None:
             if isinstance(item, Future):
                 item.set_result(None)

@@ -35,6 +35,7 @@ from trimtab.server.probe import Latency, batch_sizes, check_finite, check_like,
 from trimtab.store.errors import StoreError, VersionDamaged, VersionUnknown
 from trimtab.store.live import Live, LiveStore
 from trimtab.store.manifest import WEIGHTS
+from trimtab.store.priority import yield_to_others
 from trimtab.store.versions import Decision, VersionStore
 
 __all__ = ["Staged", "Swap"]
@@ -87,7 +88,12 @@ class Swap:
         self._current = Live(live=0)
 
         def pool(name: str) -> ThreadPoolExecutor:
-            return ThreadPoolExecutor(1, f"trimtab-{name}-{engine.name}", torch.set_num_threads, (threads,))
+            return ThreadPoolExecutor(1, f"trimtab-{name}-{engine.name}", begin, (name == "stage",))
+
+        def begin(patient: bool) -> None:
+            torch.set_num_threads(threads)
+            if patient:
+                yield_to_others()
 
         self._stager, self._flipper = pool("stage"), pool("flip")
 

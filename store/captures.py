@@ -42,6 +42,7 @@ from numpy.typing import NDArray
 from trimtab._native import Schema, Slab
 from trimtab.store.errors import StoreError
 from trimtab.store.pending import Pending, arrow_schema
+from trimtab.store.priority import yield_to_others
 from trimtab.store.sampling import Sampler
 from trimtab.store.segment import SegmentInfo
 from trimtab.store.segments import SegmentFolder
@@ -263,6 +264,7 @@ class CaptureWriter:
     # From here on: the writer thread.
 
     def _run(self) -> None:
+        yield_to_others()
         while True:
             with self._changed:
                 while not (self._commands or self._closing) and (rest := self._idle_seconds()) != 0.0:
