@@ -220,12 +220,18 @@ def sample_ids(ids: NDArray[np.uint8], seed: int, inclusion: float, policy: floa
     """Positions of the ids [n, 16] whose hash (trimtab.store.sampling.hash_unit) is below `inclusion`, ascending, and
     how many are below `policy`."""
 
+CPU_LEVEL: str
+"""Which of CPU_LEVELS column programs run on: the best, unless the environment variable TRIMTAB_CPU named another when
+the module was imported (ImportError where this machine does not have it)."""
+CPU_LEVELS: tuple[str, ...]
+"""What this machine can run, the best first, of v4 (AVX-512), v3 (AVX2), v2 and portable. All give the same bits."""
+
 class CompiledProgram:
     """A column program for the CPU; immutable, any number of threads may run it. See trimtab.kernels.cpu, its only
     user.
 
     chains: (field, [(op, reals, integers, texts), ...]). sketch: one (kind, reals, integers, texts, counted) a
-    feature. Raises ValueError on anything that could not be run safely.
+    feature. level: another of CPU_LEVELS than CPU_LEVEL. Raises ValueError on anything that could not be run safely.
     """
 
     def __init__(
@@ -233,6 +239,7 @@ class CompiledProgram:
         schema: Schema,
         chains: Sequence[tuple[int, Sequence[tuple[str, Sequence[float], Sequence[int], Sequence[bytes]]]]],
         sketch: Sequence[tuple[str, Sequence[float], Sequence[int], Sequence[bytes], int]],
+        level: str | None = None,
     ) -> None: ...
     @property
     def n_features(self) -> int: ...
@@ -262,6 +269,7 @@ def sketch_values(
     shift: float,
     counts: NDArray[np.uint64],
     moments: NDArray[np.float64],
+    level: str | None = None,
 ) -> None:
     """Adds values [n], or of values [n, width] each row's largest (NaN where one of them is), to one field's part of a
     sketch's counts and moments, in place."""

@@ -22,7 +22,8 @@ void require(bool holds, const std::string& what) {
 }
 
 double real(const OpSpec& spec, std::size_t index) {
-    require(index < spec.reals.size() && std::isfinite(spec.reals[index]), spec.name + ": a parameter is missing or not finite");
+    require(index < spec.reals.size() && std::isfinite(spec.reals[index]),
+            spec.name + ": a parameter is missing or not finite");
     return spec.reals[index];
 }
 
@@ -52,8 +53,8 @@ std::vector<float> increasing(std::vector<double>::const_iterator from, std::vec
 }  // namespace
 
 CompiledProgram::CompiledProgram(std::shared_ptr<const Schema> schema, const std::vector<ChainSpec>& chains,
-                                 const std::vector<SketchFieldSpec>& sketch)
-    : schema_(std::move(schema)) {
+                                 const std::vector<SketchFieldSpec>& sketch, const hot::Table& level)
+    : schema_(std::move(schema)), level_(&level) {
     require(sketch.size() == schema_->features(), "the sketch's fields are not the features");
     for (const ChainSpec& chain : chains) compile_chain(chain);
     for (std::size_t i = 0; i < sketch.size(); ++i) {
@@ -71,14 +72,106 @@ CompiledProgram::CompiledProgram(std::shared_ptr<const Schema> schema, const std
         } else {
             require(schema_->fields[i].type != Type::string, what + ": a string has no edges");
             require(spec.reals.size() >= 3, what + ": parameters are missing");
-            field.edges.low = as_fp32(spec.reals[0], what);
-            field.edges.high = as_fp32(spec.reals[1], what);
-            field.edges.shift = as_fp32(spec.reals[2], what);
-            field.edges.edges = increasing(spec.reals.begin() + 3, spec.reals.end(), what);
-            n_counts_ += kSketchPrefix + field.edges.edges.size() + 1;
+            const float low = as_fp32(spec.reals[0], what);
+            const float high = as_fp32(spec.reals[1], what);
+            require(low <= high, what + ": low is above high");
+            field.edges = increasing(spec.reals.begin() + 3, spec.reals.end(), what);
+            field.numbers = make_sketch(field.edges, low, high, as_fp32(spec.reals[2], what));
+            n_counts_ += kSketchPrefix + field.edges.size() + 1;
         }
         n_moments_ += kSketchMoments;
-        sketch_.push_back(std::move(field));
+        sketch_.push_back(std::move(field));  // a moved vector keeps its place, so the borrowed edges stay
+    }
+    plan();
+}
+
+// One real op on one value; NaN is missing.
+double CompiledProgram::apply(const Op& op, double x) {
+    switch (op.kind) {
+        case Kind::impute: return ops::impute(x, op.a);
+        case Kind::clip: return ops::clip(x, op.a, op.b);
+        case Kind::affine: return ops::affine(x, op.a, op.b);
+        default: return x;
+    }
+}
+
+// The chain as the inner loops take it: impute and clip once at most each, then at most one scaling.
+std::optional<hot::Column> CompiledProgram::hot_column(const Chain& chain) const {
+    hot::Column column;
+    column.low = -std::numeric_limits<float>::infinity();
+    column.high = std::numeric_limits<float>::infinity();
+    bool scaled = false;
+    double missing = std::numeric_limits<double>::quiet_NaN();
+    for (const Op& op : chain.ops) {
+        missing = apply(op, missing);
+        switch (op.kind) {
+            case Kind::impute:
+                if (scaled) return std::nullopt;
+                break;
+            case Kind::clip:
+                if (scaled || column.clips) return std::nullopt;
+                column.clips = true;
+                column.low = static_cast<float>(op.a);
+                column.high = static_cast<float>(op.b);
+                break;
+            case Kind::affine:
+                if (scaled) return std::nullopt;
+                scaled = true;
+                column.shift = op.a;
+                column.inverse = op.b;
+                break;
+            case Kind::value: break;
+            default: return std::nullopt;
+        }
+    }
+    if (column.inverse == 0.0) {  // no spread: clipped to 0, and 0 it stays
+        column.clips = true;
+        column.low = column.high = 0.0F;
+        column.shift = 0.0;
+        column.inverse = 1.0;
+    }
+    column.fill = ops::emit(missing);
+    return column;
+}
+
+// Who computes what: groups of chains for the inner loops, and the others.
+void CompiledProgram::plan() {
+    std::vector<bool> waiting;  // whether a field's numbers are still to be sketched by some task
+    for (const SketchField& field : sketch_) {
+        waiting.push_back(!field.category);
+        categories_ |= field.category;
+    }
+    const auto add_task = [&](std::size_t field, const hot::Column* column, bool flag) {
+        tasks_.push_back(
+            {field, field, schema_->fields[field].type == Type::integer, column != nullptr, flag, waiting[field], {}});
+        if (column != nullptr) tasks_.back().column = *column;
+        waiting[field] = false;
+    };
+    for (std::size_t i = 0; i < chains_.size(); ++i) {
+        const Chain& chain = chains_[i];
+        const std::optional<hot::Column> column = hot_column(chain);
+        if (!column) {
+            others_.push_back(i);
+            continue;
+        }
+        Group* last = groups_.empty() ? nullptr : &groups_.back();
+        if (last == nullptr || last->first_feature + last->width != chain.first_feature ||
+            last->width + chain.width > hot::kMaxColumns) {
+            groups_.push_back({tasks_.size(), tasks_.size(), chain.first_feature, 0});
+            last = &groups_.back();
+        }
+        add_task(chain.field, &*column, chain.flag);
+        last->last_task = tasks_.size();
+        last->width += chain.width;
+    }
+    groups_.push_back({tasks_.size(), tasks_.size(), 0, 0});  // what is left to be sketched
+    for (std::size_t field = 0; field < waiting.size(); ++field) {
+        if (waiting[field]) add_task(field, nullptr, false);
+    }
+    groups_.back().last_task = tasks_.size();
+    for (std::size_t i = 0; i < tasks_.size(); ++i) {
+        const Task& next = tasks_[(i + 1) % tasks_.size()];
+        if (!next.integer) tasks_[i].next = next.field;
     }
 }
 
@@ -93,7 +186,8 @@ std::size_t CompiledProgram::add_lookup(std::size_t field, const std::vector<std
     require(distinct, what + ": a value occurs twice");
     // A feature's vocabulary and its sketch's categories are nearly always the same: look a value up once.
     for (std::size_t i = 0; i < lookups_.size(); ++i) {
-        if (lookups_[i].field == field && lookups_[i].integers == lookup.integers && lookups_[i].texts == lookup.texts) return i;
+        if (lookups_[i].field == field && lookups_[i].integers == lookup.integers && lookups_[i].texts == lookup.texts)
+            return i;
     }
     lookups_.push_back(std::move(lookup));
     return lookups_.size() - 1;
@@ -141,13 +235,20 @@ void CompiledProgram::compile_chain(const ChainSpec& spec) {
 
 CompiledProgram::Op CompiledProgram::compile_op(const Chain& chain, const OpSpec& spec) {
     static const std::unordered_map<std::string, Kind> kinds = {
-        {"impute", Kind::impute},           {"clip", Kind::clip},
-        {"log1p", Kind::log1p},             {"signed_log", Kind::signed_log},
-        {"standardise", Kind::affine},      {"min_max", Kind::affine},
-        {"robust", Kind::affine},           {"quantile_normal", Kind::quantile_normal},
-        {"bucketise", Kind::bucketise},     {"vocabulary", Kind::vocabulary},
-        {"hash_bucket", Kind::hash_bucket}, {"cross", Kind::cross},
-        {"cyclic", Kind::cyclic},           {"piecewise_linear", Kind::piecewise_linear},
+        {"impute", Kind::impute},
+        {"clip", Kind::clip},
+        {"log1p", Kind::log1p},
+        {"signed_log", Kind::signed_log},
+        {"standardise", Kind::affine},
+        {"min_max", Kind::affine},
+        {"robust", Kind::affine},
+        {"quantile_normal", Kind::quantile_normal},
+        {"bucketise", Kind::bucketise},
+        {"vocabulary", Kind::vocabulary},
+        {"hash_bucket", Kind::hash_bucket},
+        {"cross", Kind::cross},
+        {"cyclic", Kind::cyclic},
+        {"piecewise_linear", Kind::piecewise_linear},
     };
     const auto found = kinds.find(spec.name);
     require(found != kinds.end(), "unknown op \"" + spec.name.substr(0, 40) + "\"");
@@ -155,7 +256,8 @@ CompiledProgram::Op CompiledProgram::compile_op(const Chain& chain, const OpSpec
     Op op;
     op.kind = found->second;
     const bool category = op.kind == Kind::vocabulary || op.kind == Kind::hash_bucket || op.kind == Kind::cross;
-    require(category ? type != Type::real && chain.ops.empty() : type != Type::string, spec.name + ": wrong type or place");
+    require(category ? type != Type::real && chain.ops.empty() : type != Type::string,
+            spec.name + ": wrong type or place");
     switch (op.kind) {
         case Kind::impute: op.a = as_fp32(real(spec, 0), spec.name); break;
         case Kind::clip:
@@ -165,8 +267,8 @@ CompiledProgram::Op CompiledProgram::compile_op(const Chain& chain, const OpSpec
             break;
         case Kind::affine:
             op.a = real(spec, 0);
-            op.b = real(spec, 1);
-            require(op.b >= 0.0, spec.name + ": a negative scale");
+            require(real(spec, 1) >= 0.0, spec.name + ": a negative scale");
+            op.b = ops::inverse_of(real(spec, 1));
             break;
         case Kind::quantile_normal: {
             const std::size_t count = spec.reals.size() / 2;

@@ -9,8 +9,10 @@
 namespace trimtab {
 namespace {
 
-// Rows a block: its values stay in the first cache level, and the work of finding the op is spread over them.
-constexpr std::size_t kBlock = 256;
+constexpr std::size_t kBlock = hot::kRows;
+
+// Between the columns of a tile, so that they do not all fall onto the same sets of the cache.
+constexpr std::size_t kTileGap = hot::kWide;
 
 // Row by row, as a row's bins lie side by side: all of them are 1 below the bin that holds x, and 0 above it.
 void piecewise_linear(const std::vector<float>& edges, double x, float* shares) {
@@ -29,14 +31,17 @@ constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
 
 // One run's memory. Lookups hold the id of each value of the block: kNull, kOov, or kFirst + position.
 struct CompiledProgram::Scratch {
-    Scratch(std::size_t lookups, std::size_t fields, std::size_t rows)
-        : stride(std::min(rows, kBlock)), found(std::make_unique_for_overwrite<std::int64_t[]>(lookups * stride)), lanes(fields) {}
+    Scratch(std::size_t lookups, std::size_t fields, std::size_t rows) : stride(std::min(rows, kBlock)) {
+        if (lookups > 0) found = std::make_unique_for_overwrite<std::int64_t[]>(lookups * stride);
+        if (rows > kBlock) states.resize(fields);
+    }
 
     std::int64_t* lookup(std::size_t index) { return found.get() + index * stride; }
 
     std::size_t stride;
     std::unique_ptr<std::int64_t[]> found;
-    std::vector<SketchLanes> lanes;  // one a sketched field; none without a sketch
+    std::vector<hot::State> states;  // one a sketched field; none where a single block is all there is
+    alignas(64) std::array<float, hot::kMaxColumns*(kBlock + kTileGap)> tile;
     std::array<float, kBlock> raw;
     std::array<double, kBlock> work;
     std::array<std::int64_t, kBlock> ids;
@@ -54,16 +59,57 @@ void CompiledProgram::run(const Slab& slab, std::size_t start, std::size_t stop,
     }
     if (!sketching) return;
     output.counts[0] += stop - start;
-    for (std::size_t i = 0; i < sketch_.size(); ++i) {
-        if (!sketch_[i].category) scratch.lanes[i].finish(output.moments + i * kSketchMoments);
+    for (std::size_t i = 0; i < scratch.states.size(); ++i) {
+        if (!sketch_[i].category) level_->finish(scratch.states[i], output.moments + i * kSketchMoments);
     }
 }
 
-void CompiledProgram::run_block(const Slab& slab, std::size_t row, std::size_t count, std::size_t done, const ColumnOutput& output,
-                                Scratch& scratch) const {
-    find_values(slab, row, count, scratch);
-    for (const Chain& chain : chains_) run_chain(chain, slab, row, count, done, output, scratch);
-    if (output.counts != nullptr) sketch_block(slab, row, count, done, output, scratch);
+void CompiledProgram::run_block(const Slab& slab, std::size_t row, std::size_t count, std::size_t done,
+                                const ColumnOutput& output, Scratch& scratch) const {
+    for (const Group& group : groups_) run_group(group, slab, row, count, done, output, scratch);
+    if (!lookups_.empty()) find_values(slab, row, count, scratch);
+    for (const std::size_t chain : others_) run_chain(chains_[chain], slab, row, count, done, output, scratch);
+    if (categories_ && output.counts != nullptr) sketch_categories(count, output, scratch);
+}
+
+void CompiledProgram::run_group(const Group& group, const Slab& slab, std::size_t row, std::size_t count,
+                                std::size_t done, const ColumnOutput& output, Scratch& scratch) const {
+    const bool sketching = output.counts != nullptr;
+    const std::size_t stride = (count + hot::kWide - 1) / hot::kWide * hot::kWide + kTileGap;
+    float* column = scratch.tile.data();
+    hot::Block block;
+    block.count = count;
+    for (std::size_t i = group.first_task; i < group.last_task; ++i) {
+        const Task& task = tasks_[i];
+        const bool sketched = task.sketched && sketching;
+        if (!task.feature && !sketched) continue;
+        block.raw = block.ahead = scratch.raw.data();
+        if (task.integer) {
+            load(slab, task.field, row, count, scratch.raw.data());
+        } else {
+            block.raw = slab.column(task.field).reals.data() + row;
+            block.ahead = slab.column(task.next).reals.data() + (i + 1 < tasks_.size() ? row : row + count);
+        }
+        if (task.feature) {
+            block.values = column;
+            column += stride;
+            block.flags = task.flag ? column : nullptr;
+            column += task.flag ? stride : 0;
+        }
+        if (!sketched) {
+            level_->field(&task.column, nullptr, block);
+            continue;
+        }
+        const SketchField& field = sketch_[task.field];
+        block.counts = output.counts + field.offset;
+        block.moments = output.moments + task.field * kSketchMoments;
+        block.state = scratch.states.empty() ? nullptr : &scratch.states[task.field];
+        level_->field(task.feature ? &task.column : nullptr, &field.numbers, block);
+    }
+    if (group.width > 0) {
+        level_->transpose(scratch.tile.data(), stride, group.width, count,
+                          output.features + done * n_features_ + group.first_feature, n_features_);
+    }
 }
 
 void CompiledProgram::find_values(const Slab& slab, std::size_t row, std::size_t count, Scratch& scratch) const {
@@ -109,8 +155,8 @@ void CompiledProgram::load(const Slab& slab, std::size_t field, std::size_t row,
     }
 }
 
-void CompiledProgram::hash(const Slab& slab, std::size_t field, std::size_t row, std::size_t count, std::uint64_t* hashes,
-                           bool* missing) const {
+void CompiledProgram::hash(const Slab& slab, std::size_t field, std::size_t row, std::size_t count,
+                           std::uint64_t* hashes, bool* missing) const {
     const Column& column = slab.column(field);
     for (std::size_t j = 0; j < count; ++j) {
         switch (schema_->fields[field].type) {
@@ -137,13 +183,14 @@ void CompiledProgram::hash(const Slab& slab, std::size_t field, std::size_t row,
     }
 }
 
-void CompiledProgram::run_chain(const Chain& chain, const Slab& slab, std::size_t row, std::size_t count, std::size_t done,
-                                const ColumnOutput& output, Scratch& scratch) const {
+void CompiledProgram::run_chain(const Chain& chain, const Slab& slab, std::size_t row, std::size_t count,
+                                std::size_t done, const ColumnOutput& output, Scratch& scratch) const {
     float* const raw = scratch.raw.data();
     double* const work = scratch.work.data();
     std::int64_t* ids = scratch.ids.data();
     const Op& terminal = chain.ops.back();
-    const bool numeric = terminal.kind != Kind::vocabulary && terminal.kind != Kind::hash_bucket && terminal.kind != Kind::cross;
+    const bool numeric =
+        terminal.kind != Kind::vocabulary && terminal.kind != Kind::hash_bucket && terminal.kind != Kind::cross;
     if (numeric) {
         load(slab, chain.field, row, count, raw);
         for (std::size_t j = 0; j < count; ++j) work[j] = static_cast<double>(raw[j]);
@@ -222,17 +269,10 @@ void CompiledProgram::run_chain(const Chain& chain, const Slab& slab, std::size_
     }
 }
 
-void CompiledProgram::sketch_block(const Slab& slab, std::size_t row, std::size_t count, std::size_t done,
-                                   const ColumnOutput& output, Scratch& scratch) const {
-    for (std::size_t i = 0; i < sketch_.size(); ++i) {
-        const SketchField& field = sketch_[i];
+void CompiledProgram::sketch_categories(std::size_t count, const ColumnOutput& output, Scratch& scratch) const {
+    for (const SketchField& field : sketch_) {
+        if (!field.category) continue;
         std::uint64_t* const counts = output.counts + field.offset;
-        if (!field.category) {
-            load(slab, i, row, count, scratch.raw.data());
-            sketch_values(field.edges, {scratch.raw.data(), count}, done, counts, output.moments + i * kSketchMoments,
-                          scratch.lanes[i]);
-            continue;
-        }
         const std::int64_t* const ids = scratch.lookup(field.lookup);
         for (std::size_t j = 0; j < count; ++j) {
             if (ids[j] == ops::kNull) {

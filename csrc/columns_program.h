@@ -1,16 +1,21 @@
 // A column program compiled for the CPU: checked once when made, immutable, and run by any number of threads at a time.
 //
-// A run goes through the slab in blocks of rows. For a block, every lookup is done once; then each chain takes its field's raw
-// values through its ops in float64 and writes its columns of the row-major output; then each field is added to the sketch from
-// the same raw values, still in cache. It borrows the slab and the output for the call, and allocates scratch memory of its own.
+// A run goes through the slab in blocks of rows. The usual chains of numbers (impute, clip, one of the scalings, in
+// that or another order) and the numeric fields of the sketch go through the inner loops of columns_hot.h, a field's
+// feature and its part of the sketch at once, up to sixteen columns before they are written to the row-major output
+// together. For every other chain: each lookup is done once a block; then the chain takes its field's raw values
+// through its ops in float64 and writes its columns. A run borrows the slab and the output for the call, and allocates
+// scratch memory of its own.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
+#include "columns_hot.h"
 #include "columns_lookup.h"
 #include "columns_sketch.h"
 #include "slab.h"
@@ -38,7 +43,8 @@ struct SketchFieldSpec {
     std::size_t counted = 0;
 };
 
-// Where a run puts what it computes; row-major [rows, n_features] and [rows, n_ids]. counts and moments: null without a sketch.
+// Where a run puts what it computes; row-major [rows, n_features] and [rows, n_ids]. counts and moments: null without a
+// sketch.
 struct ColumnOutput {
     float* features = nullptr;
     std::int64_t* ids = nullptr;
@@ -49,7 +55,10 @@ struct ColumnOutput {
 class CompiledProgram {
   public:
     // Throws std::invalid_argument, naming the field, on anything that could not be run safely.
-    CompiledProgram(std::shared_ptr<const Schema> schema, const std::vector<ChainSpec>& chains, const std::vector<SketchFieldSpec>& sketch);
+    CompiledProgram(std::shared_ptr<const Schema> schema, const std::vector<ChainSpec>& chains,
+                    const std::vector<SketchFieldSpec>& sketch, const hot::Table& level);
+    CompiledProgram(const CompiledProgram&) = delete;
+    CompiledProgram& operator=(const CompiledProgram&) = delete;
 
     std::size_t n_features() const { return n_features_; }
     std::size_t n_ids() const { return n_ids_; }
@@ -62,13 +71,24 @@ class CompiledProgram {
 
   private:
     enum class Kind : std::uint8_t {
-        impute, clip, log1p, signed_log, affine, quantile_normal,                         // real ops
-        bucketise, vocabulary, hash_bucket, cross, piecewise_linear, cyclic, value,       // terminals; value: the real itself
+        impute,
+        clip,
+        log1p,
+        signed_log,
+        affine,
+        quantile_normal,  // real ops
+        bucketise,
+        vocabulary,
+        hash_bucket,
+        cross,
+        piecewise_linear,
+        cyclic,
+        value,  // terminals; value: the real itself
     };
     struct Op {
         Kind kind = Kind::value;
         double a = 0.0;  // impute: value; clip: low; affine: shift; cyclic: period
-        double b = 0.0;  // clip: high; affine: scale
+        double b = 0.0;  // clip: high; affine: 1 / scale
         std::vector<float> edges;
         std::vector<double> knots;          // quantile_normal
         std::vector<double> probabilities;  // quantile_normal
@@ -88,7 +108,8 @@ class CompiledProgram {
     };
     struct SketchField {
         bool category = false;
-        SketchEdges edges;
+        std::vector<float> edges;
+        hot::Sketch numbers;  // borrows the edges
         std::size_t lookup = 0;
         std::size_t counted = 0;
         std::size_t offset = 0;
@@ -100,25 +121,53 @@ class CompiledProgram {
         TextLookup texts;
         std::size_t size() const { return text ? texts.size() : integers.size(); }
     };
+    // A numeric field as the inner loops take it: for a feature (and its flag), for the sketch, or for both.
+    struct Task {
+        std::size_t field = 0;
+        std::size_t next = 0;  // the field of the task after it that reads the slab in place
+        bool integer = false;
+        bool feature = false;
+        bool flag = false;
+        bool sketched = false;
+        hot::Column column;
+    };
+    // Tasks whose columns lie side by side, at most hot::kMaxColumns of them.
+    struct Group {
+        std::size_t first_task = 0;
+        std::size_t last_task = 0;  // behind the last
+        std::size_t first_feature = 0;
+        std::size_t width = 0;
+    };
     struct Scratch;
 
     Op compile_op(const Chain& chain, const OpSpec& spec);
     void compile_chain(const ChainSpec& spec);
-    std::size_t add_lookup(std::size_t field, const std::vector<std::int64_t>& integers, const std::vector<std::string>& texts);
+    static double apply(const Op& op, double x);
+    std::optional<hot::Column> hot_column(const Chain& chain) const;
+    void plan();
+    std::size_t add_lookup(std::size_t field, const std::vector<std::int64_t>& integers,
+                           const std::vector<std::string>& texts);
     void run_block(const Slab& slab, std::size_t row, std::size_t count, std::size_t done, const ColumnOutput& output,
                    Scratch& scratch) const;
     void find_values(const Slab& slab, std::size_t row, std::size_t count, Scratch& scratch) const;
     void run_chain(const Chain& chain, const Slab& slab, std::size_t row, std::size_t count, std::size_t done,
                    const ColumnOutput& output, Scratch& scratch) const;
     void load(const Slab& slab, std::size_t field, std::size_t row, std::size_t count, float* raw) const;
-    void hash(const Slab& slab, std::size_t field, std::size_t row, std::size_t count, std::uint64_t* hashes, bool* missing) const;
-    void sketch_block(const Slab& slab, std::size_t row, std::size_t count, std::size_t done, const ColumnOutput& output,
-                      Scratch& scratch) const;
+    void hash(const Slab& slab, std::size_t field, std::size_t row, std::size_t count, std::uint64_t* hashes,
+              bool* missing) const;
+    void run_group(const Group& group, const Slab& slab, std::size_t row, std::size_t count, std::size_t done,
+                   const ColumnOutput& output, Scratch& scratch) const;
+    void sketch_categories(std::size_t count, const ColumnOutput& output, Scratch& scratch) const;
 
     std::shared_ptr<const Schema> schema_;
     std::vector<Chain> chains_;
     std::vector<SketchField> sketch_;
     std::vector<FieldLookup> lookups_;
+    std::vector<Task> tasks_;
+    std::vector<Group> groups_;
+    std::vector<std::size_t> others_;  // the chains that are in no group
+    const hot::Table* level_;
+    bool categories_ = false;  // whether a field's categories are sketched
     std::size_t n_features_ = 0;
     std::size_t n_ids_ = 0;
     std::size_t n_counts_ = 1;

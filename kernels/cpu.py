@@ -21,15 +21,19 @@ NativeField = tuple[str, list[float], list[int], list[bytes], int]
 
 
 class CpuExecutor:
-    """Runs a program on the CPU. Raises ProgramError where native code refuses the program."""
+    """Runs a program on the CPU. Raises ProgramError where native code refuses the program.
 
-    def __init__(self, program: ColumnProgram) -> None:
+    `level`: one of trimtab._native.CPU_LEVELS instead of CPU_LEVEL, for tests and measurements.
+    """
+
+    def __init__(self, program: ColumnProgram, level: str | None = None) -> None:
         self.program = program
         # The spec that was compared last and is the same: comparing takes longer than a small batch.
         self._same = program.sketch
         chains = [(chain.field, [_native_op(op) for op in chain.operations]) for chain in program.chains]
         try:
-            self._compiled = CompiledProgram(program.schema, chains, [_native_field(f) for f in program.sketch.fields])
+            sketch = [_native_field(field) for field in program.sketch.fields]
+            self._compiled = CompiledProgram(program.schema, chains, sketch, level)
         except (ValueError, TypeError) as error:
             raise ProgramError(str(error)) from None
         if (self._compiled.n_features, self._compiled.n_ids) != (program.n_features, program.n_ids):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from trimtab._native import Schema, Slab
+from trimtab._native import CPU_LEVELS, Schema, Slab
 from trimtab.kernels import operations as ops
 from trimtab.kernels.cpu import CpuExecutor
 from trimtab.kernels.errors import ExecutorError, ProgramError
@@ -185,6 +185,12 @@ def test_reference_and_native_agree(data: st.DataObject) -> None:
     np.testing.assert_array_equal(ids, expected_ids)
     assert ((ids >= 1) & (ids < np.asarray(program.id_sizes, np.int64))).all()
     assert_same_sketch(program, sketch, expected_sketch)
+    for level in CPU_LEVELS:
+        again = Sketch(program.sketch)
+        other_features, other_ids = CpuExecutor(program, level).run(slab, again)
+        assert other_features.tobytes() == features.tobytes()
+        assert other_ids.tobytes() == ids.tobytes()
+        assert again.to_bytes() == sketch.to_bytes()
 
 
 @settings(max_examples=60, deadline=None)

@@ -1,0 +1,131 @@
+// Sixteen values at a time in AVX-512 (F, BW, DQ, VL). Included by columns_hot.cpp alone, inside of its level's
+// namespace. The names mean the same in each of columns_simd_*.h.
+#pragma once
+
+#define TRIMTAB_INLINE inline __attribute__((always_inline))
+
+using F = __m512;     // 16 fp32
+using M = __mmask16;  // 16 of yes or no
+using D8 = __m512d;   // 8 float64
+struct D {            // 16 float64
+    D8 low, high;
+};
+using Codes = __m512i;
+
+TRIMTAB_INLINE F load(const float* from) { return _mm512_loadu_ps(from); }
+TRIMTAB_INLINE F splat(float x) { return _mm512_set1_ps(x); }
+TRIMTAB_INLINE F load_few(const float* from, std::size_t count) {  // the others are NaN
+    return _mm512_mask_loadu_ps(splat(__builtin_nanf("")), static_cast<M>((1U << count) - 1U), from);
+}
+TRIMTAB_INLINE void store(float* to, F x) { _mm512_storeu_ps(to, x); }
+
+TRIMTAB_INLINE M is_nan(F x) { return _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q); }
+TRIMTAB_INLINE M not_finite(F x) { return _mm512_fpclass_ps_mask(x, 0x99); }
+TRIMTAB_INLINE M both_not(M a, M not_b) { return _kandn_mask16(not_b, a); }
+TRIMTAB_INLINE bool any(M m) { return _kortestz_mask16_u8(m, m) == 0; }
+TRIMTAB_INLINE M within(F x, F low, F high) {
+    return _mm512_mask_cmp_ps_mask(_mm512_cmp_ps_mask(low, x, _CMP_LE_OQ), x, high, _CMP_LE_OQ);
+}
+TRIMTAB_INLINE M equal(F a, F b) { return _mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ); }
+TRIMTAB_INLINE F select(M m, F yes, F no) { return _mm512_mask_mov_ps(no, m, yes); }
+// b where neither is the larger, or one is NaN.
+TRIMTAB_INLINE F smaller(F a, F b) { return _mm512_min_ps(a, b); }
+TRIMTAB_INLINE F larger(F a, F b) { return _mm512_max_ps(a, b); }
+
+TRIMTAB_INLINE float least_of(F x) { return _mm512_reduce_min_ps(x); }  // of no NaN
+TRIMTAB_INLINE float most_of(F x) { return _mm512_reduce_max_ps(x); }
+
+struct Counter {
+    std::size_t n = 0;
+};
+TRIMTAB_INLINE void count(Counter& counter, M m) {
+    counter.n += static_cast<std::size_t>(__builtin_popcount(_cvtmask16_u32(m)));
+}
+TRIMTAB_INLINE std::size_t total(const Counter& counter) { return counter.n; }
+
+TRIMTAB_INLINE D8 splat_double(double x) { return _mm512_set1_pd(x); }
+TRIMTAB_INLINE D8 load_double(const double* from) { return _mm512_loadu_pd(from); }
+TRIMTAB_INLINE void store_double(double* to, D8 x) { _mm512_storeu_pd(to, x); }
+TRIMTAB_INLINE D8 add(D8 a, D8 b) { return _mm512_add_pd(a, b); }
+TRIMTAB_INLINE D8 subtract(D8 a, D8 b) { return _mm512_sub_pd(a, b); }
+TRIMTAB_INLINE D8 multiply(D8 a, D8 b) { return _mm512_mul_pd(a, b); }
+TRIMTAB_INLINE D widen(F x) {
+    return {_mm512_cvtps_pd(_mm512_castps512_ps256(x)), _mm512_cvtps_pd(_mm512_extractf32x8_ps(x, 1))};
+}
+TRIMTAB_INLINE F narrow(D x) {
+    return _mm512_insertf32x8(_mm512_castps256_ps512(_mm512_cvtpd_ps(x.low)), _mm512_cvtpd_ps(x.high), 1);
+}
+
+// The decisions of a search, the first in the lowest bit.
+template <int kLevels>
+TRIMTAB_INLINE Codes search(F x, const Sketch& sketch) {
+    const float* const tree = sketch.tree;
+    Codes codes = _mm512_maskz_set1_epi32(_mm512_cmp_ps_mask(_mm512_set1_ps(tree[0]), x, _CMP_LE_OQ), 1);
+    for (int level = 1; level < kLevels; ++level) {
+        F edge;
+        if (level < 5) {
+            edge = _mm512_permutexvar_ps(codes, _mm512_load_ps(tree + 16 * level));
+        } else {
+            edge = _mm512_permutex2var_ps(_mm512_load_ps(tree + 80), codes, _mm512_load_ps(tree + 96));
+        }
+        codes =
+            _mm512_mask_or_epi32(codes, _mm512_cmp_ps_mask(edge, x, _CMP_LE_OQ), codes, _mm512_set1_epi32(1 << level));
+    }
+    return codes;
+}
+inline constexpr bool kCodesReverse = true;  // a code is the bin, its bits the other way round
+
+// One byte each, 255 for NaN.
+TRIMTAB_INLINE void store_codes(std::uint8_t* to, Codes codes, M nan) {
+    const Codes known = _mm512_mask_mov_epi32(codes, nan, _mm512_set1_epi32(255));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm512_cvtepi32_epi8(known));
+}
+
+inline constexpr std::size_t kScanned = 64;   // bytes that scan() takes together
+inline constexpr std::size_t kScanFrom = 24;  // from so many values on it is worth it
+
+// How many of the bytes, a multiple of kScanned, are `code`: as quick when all are as when none is.
+TRIMTAB_INLINE std::size_t scan(const std::uint8_t* codes, std::size_t size, std::uint8_t code) {
+    const __m512i wanted = _mm512_set1_epi8(static_cast<char>(code));
+    long long found = 0;
+    for (std::size_t i = 0; i < size; i += kScanned) {
+        found += __builtin_popcountll(_cvtmask64_u64(_mm512_cmpeq_epi8_mask(_mm512_load_si512(codes + i), wanted)));
+    }
+    return static_cast<std::size_t>(found);
+}
+
+// 16 x 16, of which `columns` and `rows` are there.
+TRIMTAB_INLINE void turn(const float* tile, std::size_t stride, std::size_t columns, std::size_t rows, float* out,
+                         std::size_t step) {
+    __m512 a[16];
+    __m512 b[16];
+    for (std::size_t c = 0; c < 16; ++c) a[c] = c < columns ? _mm512_loadu_ps(tile + c * stride) : _mm512_setzero_ps();
+    for (std::size_t c = 0; c < 16; c += 4) {
+        const __m512 p = _mm512_unpacklo_ps(a[c], a[c + 1]);
+        const __m512 q = _mm512_unpackhi_ps(a[c], a[c + 1]);
+        const __m512 r = _mm512_unpacklo_ps(a[c + 2], a[c + 3]);
+        const __m512 s = _mm512_unpackhi_ps(a[c + 2], a[c + 3]);
+        b[c] = _mm512_shuffle_ps(p, r, 0x44);
+        b[c + 1] = _mm512_shuffle_ps(p, r, 0xEE);
+        b[c + 2] = _mm512_shuffle_ps(q, s, 0x44);
+        b[c + 3] = _mm512_shuffle_ps(q, s, 0xEE);
+    }
+    const M there = static_cast<M>((1U << columns) - 1U);
+    for (std::size_t r = 0; r < 4; ++r) {  // b[4 g + r] holds columns 4 g ... of the rows r, 4 + r, 8 + r, 12 + r
+        const __m512 p = _mm512_shuffle_f32x4(b[r], b[4 + r], 0x44);
+        const __m512 q = _mm512_shuffle_f32x4(b[r], b[4 + r], 0xEE);
+        const __m512 s = _mm512_shuffle_f32x4(b[8 + r], b[12 + r], 0x44);
+        const __m512 t = _mm512_shuffle_f32x4(b[8 + r], b[12 + r], 0xEE);
+        a[r] = _mm512_shuffle_f32x4(p, s, 0x88);
+        a[4 + r] = _mm512_shuffle_f32x4(p, s, 0xDD);
+        a[8 + r] = _mm512_shuffle_f32x4(q, t, 0x88);
+        a[12 + r] = _mm512_shuffle_f32x4(q, t, 0xDD);
+    }
+    if (columns == 16 && rows == 16) {
+        for (std::size_t r = 0; r < 16; ++r) _mm512_storeu_ps(out + r * step, a[r]);
+        return;
+    }
+    for (std::size_t r = 0; r < 16; ++r) {
+        if (r < rows) _mm512_mask_storeu_ps(out + r * step, there, a[r]);
+    }
+}
