@@ -47,6 +47,17 @@ class Capture(Protocol):
     ) -> None:
         """Copies the rows, or leaves them and counts; does not wait for a disk."""
 
+    def offer_requests(
+        self,
+        slab: Slab,
+        request_ids: NDArray[np.uint8],
+        counts: NDArray[np.int32],
+        time_us: NDArray[np.int64],
+        version: int,
+        predictions: NDArray[np.float32],
+    ) -> None:
+        """The same, with an id, a number of rows and a data time for each request."""
+
 
 @dataclass(slots=True)
 class _Window:
@@ -130,10 +141,7 @@ class Keeper:
         if rows == len(counts):
             capture.offer(slab, ids, np.zeros(rows, np.int32), times, version.number, predictions)
             return
-        starts = np.repeat(np.cumsum(counts, dtype=np.int32) - counts, counts)
-        places = np.arange(rows, dtype=np.int32) - starts
-        request_ids, row_times = np.repeat(ids, counts, axis=0), np.repeat(times, counts)
-        capture.offer(slab, request_ids, places, row_times, version.number, predictions)
+        capture.offer_requests(slab, ids, counts, times, version.number, predictions)
 
     def _extend(self, times: NDArray[np.int64], version: LoadedVersion) -> None:
         window = self._window

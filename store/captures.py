@@ -43,7 +43,7 @@ from trimtab._native import Schema, Slab
 from trimtab.store.errors import StoreError
 from trimtab.store.pending import Pending, arrow_schema
 from trimtab.store.priority import yield_to_others
-from trimtab.store.sampling import Sampler
+from trimtab.store.sampling import Kept, Sampler
 from trimtab.store.segment import SegmentInfo
 from trimtab.store.segments import SegmentFolder
 from trimtab.store.settings import CaptureSettings
@@ -151,25 +151,78 @@ class CaptureWriter:
             raise ValueError(f"offer: expected arrays of the slab's {count} rows")
         if predictions.shape[1] != self._width:
             raise ValueError(f"offer: expected predictions [n, {self._width}], got {list(predictions.shape)}")
-        stop = count if stop < 0 else stop
-        kept = self._sampler.decide(request_ids[start:stop], predictions[start:stop], self._clock())
-        picked = kept.indices + np.int32(start) if kept.indices is not None else None
+        all_rows = slice(start, count if stop < 0 else stop)
+        kept = self._sampler.decide(request_ids[all_rows], predictions[all_rows], self._clock())
+        part = all_rows if kept.indices is None else kept.indices + np.int32(start)
+        self._store(slab, part, kept, request_ids[part], rows[part], time_us[part], version, predictions[part])
+
+    def offer_requests(
+        self,
+        slab: Slab,
+        request_ids: NDArray[np.uint8],
+        counts: NDArray[np.int32],
+        time_us: NDArray[np.int64],
+        version: int,
+        predictions: NDArray[np.float32],
+    ) -> None:
+        """As `offer`, of a batch whose requests have these ids [m, 16], numbers of rows and data times [m]: what is
+        then the same for many rows is only written down for those that are kept."""
+        kept = self._sampler.decide_requests(request_ids, counts, self._clock())
+        if kept is None:  # each row decides for itself, or all are kept
+            rows = slab.rows
+            places = np.arange(rows, dtype=np.int32) - np.repeat(np.cumsum(counts, dtype=np.int32) - counts, counts)
+            ids, times = np.repeat(request_ids, counts, axis=0), np.repeat(time_us, counts)
+            self.offer(slab, ids, places, times, version, predictions)
+            return
+        indices, owners = kept.indices, kept.owners
+        assert indices is not None
+        assert owners is not None
+        if not len(owners):
+            with self._changed:
+                self._sampled_out += kept.sampled_out
+                self._dropped += kept.capped
+            return
+        places = indices - (np.cumsum(counts, dtype=np.int32) - counts)[owners]
+        predictions = predictions.reshape(-1, self._width)[indices]
+        self._store(slab, indices, kept, request_ids[owners], places, time_us[owners], version, predictions)
+
+    def _store(
+        self,
+        slab: Slab,
+        part: slice | NDArray[np.int32],
+        kept: Kept,
+        request_ids: NDArray[np.uint8],
+        rows: NDArray[np.int32],
+        time_us: NDArray[np.int64],
+        version: int,
+        predictions: NDArray[np.float32],
+    ) -> None:
+        """Copies `part` of the slab, of which all else is, as far as there is room."""
         total = len(kept.inclusion)
         with self._changed:
             self._sampled_out += kept.sampled_out
             self._dropped += kept.capped
             done = 0
             while done < total:
-                part = min(total - done, self._room())
-                if part == 0:
+                fitting = min(total - done, self._room())
+                if fitting == 0:
                     self._dropped += total - done
                     break
-                take = slice(start + done, start + done + part) if picked is None else picked[done : done + part]
-                inclusion = kept.inclusion[done : done + part]
-                self._pending.append(slab, request_ids, rows, time_us, version, inclusion, predictions, take)
-                self._rows += part
-                done += part
-                self._wake_writer(part)
+                end = done + fitting
+                take = slice(part.start + done, part.start + end) if isinstance(part, slice) else part[done:end]
+                self._pending.append(
+                    slab,
+                    take,
+                    request_ids[done:end],
+                    rows[done:end],
+                    time_us[done:end],
+                    version,
+                    kept.inclusion[done:end],
+                    predictions[done:end],
+                )
+                self._rows += fitting
+                done = end
+                self._wake_writer(fitting)
 
     def flush(self) -> None:
         """All rows offered are on disk, in the open segment or a sealed one, when it returns, or counted as dropped."""

@@ -53,16 +53,16 @@ class Pending:
     def append(
         self,
         slab: Slab,
+        take: slice | NDArray[np.int32],
         request_ids: NDArray[np.uint8],
         rows: NDArray[np.int32],
         time_us: NDArray[np.int64],
         version: int,
         inclusion: NDArray[np.float32],
         predictions: NDArray[np.float32],
-        take: slice | NDArray[np.int32],
     ) -> None:
-        """Copies the rows that `take` picks (a slice has both ends). There must be room; `inclusion` has just those
-        rows."""
+        """Copies the rows of the slab that `take` picks (a slice has both ends), and what the arrays have of just
+        those. There must be room."""
         if isinstance(take, slice):
             self._slab.extend(slab, None, take.start, take.stop)
         else:
@@ -73,12 +73,12 @@ class Pending:
             grown[: self.rows] = self._side[: self.rows]
             self._side = grown
         side = self._side[self.rows : end]
-        side["id"] = request_ids[take]
-        side["row"] = rows[take]
-        side["time"] = time_us[take]
+        side["id"] = request_ids
+        side["row"] = rows
+        side["time"] = time_us
         side["version"] = version
         side["inclusion"] = inclusion
-        side["prediction"] = predictions[take]
+        side["prediction"] = predictions
         self.rows = end
 
     def to_batch(self, schema: pa.Schema) -> pa.RecordBatch:

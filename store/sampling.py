@@ -42,6 +42,8 @@ class Kept:
     """Rows that the policy left out."""
     capped: int
     """Rows that only the cap left out."""
+    owners: NDArray[np.int32] | None = None
+    """Where requests were decided about: which of them each kept row is of."""
 
 
 class Sampler:
@@ -76,6 +78,31 @@ class Sampler:
         if self._bucket is not None:
             self._bucket.take(len(kept.inclusion))
         return kept
+
+    def decide_requests(self, request_ids: NDArray[np.uint8], counts: NDArray[np.int32], now: float) -> Kept | None:
+        """As `decide`, of requests with these ids [m, 16] and numbers of rows [m]; None, and nothing is decided, where
+        a policy looks at the rows or all of them would be kept."""
+        if self._sample == "stratified":
+            return None
+        policy = 1.0 if self._sample == "all" else self._rate
+        share = policy * (self._bucket.rate(now) if self._bucket is not None else 1.0)
+        if share >= 1.0:
+            return None
+        chosen, _ = sample_ids(request_ids, self._seed & _MASK, share, share)
+        rows = wanted = int(counts.sum())
+        if policy < 1.0:
+            wanted = int(counts[sample_ids(request_ids, self._seed & _MASK, policy, policy)[0]].sum())
+        if not len(chosen):
+            return Kept(chosen, np.empty(0, np.float32), rows - wanted, wanted, chosen)
+        starts, shorter = np.cumsum(counts, dtype=np.int32) - counts, counts[chosen]
+        owners = np.repeat(chosen, shorter)
+        within = np.arange(len(owners), dtype=np.int32) - np.repeat(
+            np.cumsum(shorter, dtype=np.int32) - shorter, shorter
+        )
+        inclusion = np.full(len(owners), share, np.float32)
+        if self._bucket is not None:
+            self._bucket.take(len(owners))
+        return Kept(starts[owners] + within, inclusion, rows - wanted, wanted - len(owners), owners)
 
     def _policy(self, predictions: NDArray[np.float32]) -> float | NDArray[np.float64]:
         if self._sample == "all":

@@ -15,6 +15,7 @@ from trimtab.store import segments as segments_module
 from trimtab.store.captures import CaptureWriter
 from trimtab.store.errors import DiskFull, SegmentGone, StoreError
 from trimtab.store.ids import new_request_id
+from trimtab.store.sampling import hash_unit
 from trimtab.store.segment import INDEX, SegmentInfo, read_segment, sealed_segments
 from trimtab.store.settings import CaptureSettings
 
@@ -80,6 +81,28 @@ def test_rows_come_back_as_received(make: Make, folder: Path) -> None:
         "timestamp[us, tz=UTC]",
         "float",
     ]
+
+
+@pytest.mark.parametrize("rate", [1.0, 0.4], ids=["all kept", "some kept"])
+def test_requests_of_several_rows_come_back_as_their_rows(make: Make, folder: Path, rate: float) -> None:
+    writer = make(sample="rate", rate=rate)
+    counts = np.array([3, 1, 60, 7, 2, 120, 1, 6], np.int32)
+    rows = make_rows(200, seed=1)
+    first = np.cumsum(counts) - counts
+    ids, times = rows.request_ids[first], rows.time_us[first]
+    writer.offer_requests(rows.slab, ids, counts, times, 7, rows.predictions)
+    writer.seal()
+    owners = np.repeat(np.arange(len(counts)), counts)
+    kept = np.flatnonzero(hash_unit(ids)[owners] < rate)
+    assert 0 < len(kept) <= 200
+    assert (len(kept) == 200) == (rate == 1.0)
+    table = stored(folder)
+    assert table["_request_id"].to_pylist() == [ids[owner].tobytes() for owner in owners[kept]]
+    assert table["_row"].to_pylist() == (np.arange(200) - first[owners])[kept].tolist()
+    assert table["_time"].cast(pa.int64()).to_pylist() == times[owners][kept].tolist()
+    assert table["flight"].to_pylist() == [columns(200, 1)["flight"][row] for row in kept]
+    assert np.array_equal(table["_prediction"].to_numpy(), rows.predictions[kept, 0])
+    assert writer.stats().sampled_out == 200 - len(kept)
 
 
 def test_several_outputs_are_a_list(make: Make, folder: Path) -> None:

@@ -54,6 +54,43 @@ def test_a_request_is_kept_or_left_whole_whenever_its_rows_come() -> None:
     assert set(1499 - again.indices) == set(kept.indices)
 
 
+@given(
+    st.lists(st.integers(1, 9), min_size=1, max_size=60),
+    st.sampled_from([1.0, 0.5, 0.05]),
+    st.integers(0, 99),
+    st.floats(0.1, 5.0),
+)
+@settings(max_examples=100)
+def test_deciding_about_requests_is_deciding_about_their_rows(
+    counts: list[int], rate: float, seed: int, then: float
+) -> None:
+    """Twice in a row: the first batch empties the bucket, so that the second is capped."""
+    policy = CaptureSettings(sample="rate", rate=rate, max_rows_per_second=50)
+    by_rows, by_requests = Sampler(policy, seed=seed), Sampler(policy, seed=seed)
+    numbers = np.array(counts, np.int32)
+    for now in (0.0, then):
+        ids = some_ids(len(counts), seed + int(now))
+        expanded = np.repeat(ids, numbers, axis=0)
+        found = by_requests.decide_requests(ids, numbers, now)
+        wanted = by_rows.decide(expanded, flat(len(expanded)), now)
+        if found is None:
+            assert wanted.indices is None
+            by_requests.decide(expanded, flat(len(expanded)), now)
+            continue
+        assert found.indices is not None
+        assert wanted.indices is not None
+        assert found.owners is not None
+        assert found.indices.tolist() == wanted.indices.tolist()
+        assert found.inclusion.tolist() == wanted.inclusion.tolist()
+        assert (found.sampled_out, found.capped) == (wanted.sampled_out, wanted.capped)
+        assert (np.repeat(np.arange(len(ids)), numbers)[found.indices] == found.owners).all()
+
+
+def test_a_policy_by_strata_is_not_for_requests() -> None:
+    policy = CaptureSettings(sample="stratified", strata_edges=(0.5,), strata_rates=(0.1, 1.0))
+    assert Sampler(policy).decide_requests(some_ids(2), np.array([1, 2], np.int32), 0.0) is None
+
+
 def test_a_smaller_rate_keeps_a_part_of_what_a_larger_one_keeps() -> None:
     ids = some_ids(2000)
     sets = []
