@@ -550,11 +550,37 @@ class SharedMemory:
 
     def write(self, name: str, offset: int, data: bytes) -> None: ...
 
+class Tracing:
+    """Which requests are traced, and those that were: csrc/tracing.h. Any thread."""
+
+    def __init__(self, ratio: float, per_second: int, capacity: int) -> None:
+        """`ratio`: share of requests without a traceparent; `capacity`: most spans that wait to be drained."""
+
+    def drain(self) -> list[tuple[bytes, bytes | None, str, int, int, int, bool, int, str, int, int, int, int, int]]:
+        """Takes what has ended: trace id, parent's id (None: a root), model ("": none), version, rows, rows of its
+        batch, whether in a stream, gRPC status, request id (""), and ns of the monotonic clock (0: not reached):
+        arrived, batch formed, computed, encoded, ended."""
+
+    def trace(self, traceparent: bytes, now: int) -> bool:
+        """A request from begin to end at `now`, in ns: whether it was traced. For tests."""
+
+    @property
+    def over_rate(self) -> int:
+        """Requests that were beyond `per_second`."""
+
+    @property
+    def over_capacity(self) -> int:
+        """Spans for which there was no room."""
+
 class Hub(HotTarget):
     """Every model's requests from bytes to answers: csrc/hub.h. Any thread."""
 
     def __init__(self, shared_memory: SharedMemory | None = None) -> None:
         """`shared_memory`: what requests may use; None: requests that do are refused."""
+
+    def trace(self, tracing: Tracing) -> None:
+        """Traces from now on. Before the first request."""
+
     def add_model(
         self,
         name: str,

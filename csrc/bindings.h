@@ -10,6 +10,7 @@ void bind_codec(pybind11::module_& module);    // codec.cpp: InferRequest, encod
 void bind_columns(pybind11::module_& module);  // columns.cpp: CompiledProgram, NativeSketch
 void bind_hot(pybind11::module_& module);      // hot_bindings.cpp: HotTarget, HAS_FRONT
 void bind_tensors(pybind11::module_& module);  // tensor_bindings.cpp: TensorSchema, TensorSlab, TensorRequest
+void bind_tracing(pybind11::module_& module);  // tracing_bindings.cpp: Tracing
 void bind_hub(pybind11::module_& module);      // hub_bindings.cpp: Hub, Batch, LocalOrigin, BatchPolicy
 void bind_batch_queue(pybind11::module_& module);  // batch_queue_bindings.cpp: BatchQueue, for tests
 void bind_front(pybind11::module_& module);    // front_bindings.cpp: Front, FrontLimits, EchoTarget; where it was built

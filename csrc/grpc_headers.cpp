@@ -4,6 +4,7 @@
 #include "front_thread.h"
 #include "grpc_text.h"
 #include "http2_connection.h"
+#include "tracing.h"
 
 namespace trimtab {
 namespace {
@@ -79,8 +80,12 @@ void Connection::on_header(Call& call, std::string_view name, std::string_view v
             break;
         case 11:
             if (name == "traceparent") {
-                call.traceparent = value;
-                if (call.hot()) return;
+                if (call.hot()) {
+                    const bool wanted = call.local->route->target->traces() && value.size() <= kLongestTraceparent;
+                    // Of two, nobody can say which is meant: no valid one.
+                    if (wanted) call.traceparent = call.traceparent.empty() ? value : "-";
+                    return;
+                }
             }
             break;
         case 12:

@@ -202,7 +202,7 @@ void Connection::dispatch(Call& call, HotRequest* message) {
     message->deadline = call.deadline;
     message->arrived = thread_.now();
     message->in_stream = call.local->route->streams_in();
-    message->traceparent = call.traceparent;
+    if (call.local->route->target->traces()) message->traceparent = call.traceparent;
     call.under_way.push_back(message);
     thread_.submit(*call.local, message);
 }

@@ -56,7 +56,7 @@ struct HotRequest {
     std::int64_t deadline = kNever;  // of the call; ns of CLOCK_MONOTONIC
     std::int64_t arrived = 0;        // when the message was complete; likewise
     bool in_stream = false;          // of ModelStreamInfer: answers and errors go inside ModelStreamInferResponse
-    std::string traceparent;         // W3C trace context, where the client sent one
+    std::string traceparent;         // W3C trace context, where the client sent one and the target traces()
 
     // --- set by the target before deliver()
     StatusCode status = StatusCode::ok;
@@ -89,8 +89,14 @@ class HotTarget {
     // requests that were submitted and not delivered yet to the caller's knowledge.
     virtual void cancel(HotRequest* request, StatusCode why) noexcept = 0;
 
+    // Whether it looks at traceparents; otherwise nobody need copy them. Does not change once requests come.
+    bool traces() const { return traces_; }
+
     // Keeps an origin for as long as requests of it may be under way: for ever.
     void keep(std::shared_ptr<Origin> origin) { kept_.push_back(std::move(origin)); }
+
+  protected:
+    bool traces_ = false;
 
   private:
     std::vector<std::shared_ptr<Origin>> kept_;

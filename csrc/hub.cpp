@@ -42,6 +42,33 @@ Hub::Hub(std::shared_ptr<const SharedMemory> shared) : shared_(std::move(shared)
 
 Hub::~Hub() { clear(StatusCode::unavailable, "the server stops"); }
 
+// --- tracing: one branch a request where it is off ------------------------------------------------------------------
+
+void Hub::trace(std::shared_ptr<Tracing> tracing) {
+    tracing_ = std::move(tracing);
+    traces_ = tracing_ != nullptr;
+}
+
+void Hub::note_batch(const TakenBatch& batch) noexcept {
+    for (std::size_t i = 0; i < batch.requests.size(); ++i) {
+        Span* span = batch.requests[i]->span.get();
+        if (span == nullptr) continue;
+        span->version = batch.version;
+        span->batch_rows = static_cast<std::uint32_t>(batch.rows.rows());
+        span->marks = batch.marks;
+        if (i < batch.ids.size()) span->id = batch.ids[i];
+    }
+}
+
+void Hub::end_span(HubRequest& request) noexcept {
+    if (!request.span) return;
+    Span& span = *request.span;
+    if (span.status == StatusCode::ok) span.status = request.status;
+    span.in_stream = request.in_stream;
+    span.ended = monotonic_ns();
+    tracing_->end(std::move(request.span));
+}
+
 // --- models ----------------------------------------------------------------------------------------------------------
 
 void Hub::rebuild_table() {
@@ -279,6 +306,7 @@ void Hub::submit(HotRequest* hot) noexcept {
     auto& request = static_cast<HubRequest&>(*hot);
     request.model = nullptr;
     if (request.arrived == 0) request.arrived = monotonic_ns();
+    if (tracing_) request.span = tracing_->begin(request.traceparent, request.arrived);
     StatusCode status = StatusCode::internal;
     Dropped why = Dropped::invalid;
     try {
@@ -289,7 +317,9 @@ void Hub::submit(HotRequest* hot) noexcept {
         }
         parse_infer_message({request.body.data(), request.body.size()}, request.parsed);
         request.model = route(request.parsed.model_name);
+        if (request.span) request.span->model = request.model->name;
         check(request);
+        if (request.span) request.span->rows = request.place.rows;
         admit(request);
         return;
     } catch (Refused& refused) {
@@ -310,6 +340,7 @@ void Hub::submit(HotRequest* hot) noexcept {
     request.status = status;
     HotRequest* one = &request;
     if (request.in_stream) write_stream_error(request);
+    if (tracing_) end_span(request);
     trim(request);
     request.origin->deliver({&one, 1});
 }
@@ -344,6 +375,9 @@ void Hub::cancel(HotRequest* hot, StatusCode why) noexcept {
 
 // Sends requests home, by origin. Nothing of a request may be touched afterwards.
 void Hub::deliver_now(std::span<HubRequest* const> requests) noexcept {
+    if (tracing_) {
+        for (HubRequest* request : requests) end_span(*request);
+    }
     std::vector<HotRequest*> group;
     std::size_t first = 0;
     while (first < requests.size()) {
@@ -436,6 +470,7 @@ void Hub::answer(TakenBatch& batch, std::string_view weights, std::span<const Ba
     }
     batch.marks.computed = computed;
     batch.marks.encoded = monotonic_ns();
+    if (tracing_) note_batch(batch);
     // Counted first, so that whoever has an answer finds it in the statistics.
     batch.model->statistics.batch(batch.version, static_cast<std::uint32_t>(batch.rows.rows()), arrived, batch.marks);
     const std::vector<HubRequest*> requests = std::move(batch.requests);
@@ -449,6 +484,7 @@ void Hub::fail(TakenBatch& batch, StatusCode status, const std::string& message)
     std::vector<std::int64_t> arrived;
     for (const HubRequest* request : batch.requests) arrived.push_back(request->arrived);
     batch.model->statistics.failure(batch.version, arrived, monotonic_ns());
+    if (tracing_) note_batch(batch);
     std::vector<HubRequest*> requests = std::move(batch.requests);
     batch.requests.clear();
     finish(batch);

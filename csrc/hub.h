@@ -62,6 +62,9 @@ class Hub final : public HotTarget, public std::enable_shared_from_this<Hub> {
     explicit Hub(std::shared_ptr<const SharedMemory> shared = nullptr);
     ~Hub() override;
 
+    // Before the first request: traces from then on.
+    void trace(std::shared_ptr<Tracing> tracing);
+
     // --- any thread
     void add_model(std::string name, std::shared_ptr<const Schema> schema, std::shared_ptr<const TensorSchema> tensors,
                    std::vector<OutputSpec> outputs, BatchPolicy policy, std::uint32_t instances);
@@ -122,11 +125,14 @@ class Hub final : public HotTarget, public std::enable_shared_from_this<Hub> {
     bool read_packed(TakenBatch& batch);
     void read_each(TakenBatch& batch);
     void finish(TakenBatch& batch);                 // after its requests have been delivered
+    void note_batch(const TakenBatch& batch) noexcept;  // in the spans of its requests
+    void end_span(HubRequest& request) noexcept;
     void deliver(std::span<HubRequest* const> requests) noexcept;
     void deliver_now(std::span<HubRequest* const> requests) noexcept;
     void end_with(std::vector<HubRequest*>& requests, StatusCode status, const std::string& message) noexcept;
 
     const std::shared_ptr<const SharedMemory> shared_;
+    std::shared_ptr<Tracing> tracing_;  // null: nothing is traced
     std::atomic<const Table*> table_;
     std::atomic<bool> draining_{false};
     std::vector<std::unique_ptr<Table>> tables_;  // all there ever were, the last in use

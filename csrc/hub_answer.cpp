@@ -165,6 +165,7 @@ void AnswerWriter::write(std::size_t index, std::size_t first) {
 }
 
 void write_stream_error(HubRequest& request) {
+    if (request.span) request.span->status = request.status;
     const auto write = [&](Sink auto& sink) {
         write_bytes(sink, kErrorMessage, request.message);
         if (!request.parsed.id.empty())

@@ -198,7 +198,7 @@ class HubOrigin {
 
     int fileno() const { return origin_->descriptor(); }
     void submit(std::uint64_t token, const py::bytes& body, std::optional<double> timeout, bool in_stream,
-                std::string traceparent) {
+                const std::string& traceparent) {
         const std::string_view bytes(PyBytes_AS_STRING(body.ptr()),
                                      static_cast<std::size_t>(PyBytes_GET_SIZE(body.ptr())));
         const std::int64_t now = monotonic_ns();
@@ -206,11 +206,11 @@ class HubOrigin {
         const std::int64_t deadline = left < kNever - now ? now + left : kNever;
         constexpr std::size_t long_bytes = std::size_t{1} << 18;
         if (bytes.size() < long_bytes) {
-            origin_->submit(token, bytes, deadline, in_stream, std::move(traceparent));
+            origin_->submit(token, bytes, deadline, in_stream, traceparent);
             return;
         }
         py::gil_scoped_release released;
-        origin_->submit(token, bytes, deadline, in_stream, std::move(traceparent));
+        origin_->submit(token, bytes, deadline, in_stream, traceparent);
     }
     void cancel(std::uint64_t token) {
         py::gil_scoped_release released;
@@ -298,6 +298,7 @@ void bind_hub(py::module_& module) {
     using Released = py::call_guard<py::gil_scoped_release>;
     py::class_<Hub, HotTarget, std::shared_ptr<Hub>>(module, "Hub", "Every model's requests, from bytes to answers.")
         .def(py::init<std::shared_ptr<SharedMemory>>(), py::arg("shared_memory") = nullptr)
+        .def("trace", &Hub::trace, py::arg("tracing"))
         .def("add_model", &add_model, py::arg("name"), py::arg("schema"), py::arg("outputs"), py::arg("policy"),
              py::arg("instances") = 1, py::arg("labels") = std::map<std::string, std::vector<std::string>>{})
         .def("remove_model", &Hub::remove_model, py::arg("name"), Released())

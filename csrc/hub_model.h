@@ -24,6 +24,7 @@
 #include "statistics.h"
 #include "tensor_rows.h"
 #include "tensor_slab.h"
+#include "tracing.h"
 
 namespace trimtab {
 
@@ -45,6 +46,7 @@ struct HubRequest final : HotRequest {
     Model* model = nullptr;
     std::optional<std::int64_t> time_us;  // data time of its rows, where the client says it
     Place place;
+    std::unique_ptr<Span> span;  // of a request that is traced; null: it is not
     bool done = false;  // answered, and held back by preserve_ordering
 };
 

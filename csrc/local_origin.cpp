@@ -10,6 +10,7 @@
 #include <utility>
 
 #include "clock.h"
+#include "tracing.h"
 
 namespace trimtab {
 
@@ -24,7 +25,7 @@ LocalOrigin::~LocalOrigin() {
 }
 
 void LocalOrigin::submit(std::uint64_t token, std::string_view body, std::int64_t deadline, bool in_stream,
-                         std::string traceparent) {
+                         std::string_view traceparent) {
     std::unique_ptr<HotRequest> request;
     if (spare_.empty()) {
         request = target_.make();
@@ -39,7 +40,7 @@ void LocalOrigin::submit(std::uint64_t token, std::string_view body, std::int64_
     request->deadline = deadline;
     request->arrived = monotonic_ns();
     request->in_stream = in_stream;
-    request->traceparent = std::move(traceparent);
+    if (target_.traces()) request->traceparent = traceparent.substr(0, kLongestTraceparent + 1);
     if (!under_way_.emplace(token, request.get()).second) throw std::invalid_argument("token: expected a new one");
     target_.submit(request.release());
     target_.flush();

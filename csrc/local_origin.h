@@ -27,7 +27,7 @@ class LocalOrigin final : public Origin {
     int descriptor() const { return event_; }  // readable while answers wait
     // `deadline`: ns of the monotonic clock. Throws std::invalid_argument on a token that is under way.
     void submit(std::uint64_t token, std::string_view body, std::int64_t deadline, bool in_stream,
-                std::string traceparent);
+                std::string_view traceparent);
     void cancel(std::uint64_t token);
     // Calls visit(request) for each answer and takes the request back.
     template <class Visit>

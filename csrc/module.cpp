@@ -9,6 +9,7 @@ PYBIND11_MODULE(_native, module) {
     trimtab::bind_columns(module);
     trimtab::bind_hot(module);
     trimtab::bind_shared(module);
+    trimtab::bind_tracing(module);
     trimtab::bind_hub(module);
     trimtab::bind_batch_queue(module);
     trimtab::bind_sampling(module);

@@ -3,6 +3,7 @@
     loop (uvloop)   transport and servicers, HTTP, channel and supervisor of the trainer
     hub             native: requests from bytes to answers, queues, batches (csrc/hub.h); has no thread of its own
     compute thread  batches: columns, model
+    a thread        spans of traced requests, where tracing is on
     a thread each   capture writer, label store, drift, stage, flip (per model)
     a process       the trainer
 
@@ -12,7 +13,7 @@ Stop, on SIGTERM or SIGINT, in all at most drain_seconds (plus a moment to end p
   1. readiness false, health NOT_SERVING; new requests get UNAVAILABLE
   2. accepted requests and labels are answered
   3. the public port closes
-  4. captures are sealed, labels committed, drift windows recorded
+  4. captures are sealed, labels committed, drift windows recorded; spans sent
   5. the trainer is told, and leaves
   6. admin socket and HTTP close; the lock goes
 A second signal ends the process at once.
@@ -64,6 +65,7 @@ from trimtab.server.servicers.model_control import ModelControl
 from trimtab.server.servicers.shared_memory import SharedMemoryControl
 from trimtab.server.supervisor import Supervisor
 from trimtab.server.tls import TlsFiles
+from trimtab.server.tracing import tracing_of
 from trimtab.server.transport import Listener, Service, Transport
 from trimtab.server.transport_grpcio import GrpcioTransport
 from trimtab.store.errors import StoreError
@@ -148,7 +150,10 @@ class Server:
         self._events = EventBus()
         shared = SharedMemory(settings.max_message_bytes) if project.security.shared_memory else None
         self._hub = Hub(shared)
-        self._calls = LocalCalls(self._hub)
+        self._spans = tracing_of(settings.tracing)
+        if self._spans is not None:
+            self._hub.trace(self._spans.tracing)
+        self._calls = LocalCalls(self._hub, traces=self._spans is not None)
         self._feedback = FeedbackGroups(self._registry)
         self._compute = ComputeThread(
             self._device,
@@ -175,6 +180,7 @@ class Server:
             self._registry, self._advancer, self._channel, self._supervisor, self._events
         )
         self._metrics = Metrics(self._registry, self._hub, self._channel, self._lifecycle.trainer_status)
+        self._metrics.spans = self._spans
         self._tls = TlsFiles.of(project.security, project.directory)
         self._transport = self._make_transport()
         everybody = project.security.model_control == "everywhere"
@@ -253,6 +259,8 @@ class Server:
         settings = self._settings
         self._log_switch.attach()
         torch.set_num_threads(settings.threads)
+        if self._spans is not None:
+            self._spans.startup()
         http = await self._http.startup(settings.host, settings.http_port)
         await self._repository.startup()
         self._compute.startup(self._registry.engines)
@@ -369,6 +377,8 @@ class Server:
         done &= await _in_time(asyncio.to_thread(self._feedback.shutdown), left(), "storing labels")
         for model in self._registry.models.values():
             done &= await _in_time(asyncio.to_thread(close_model, model), left(), f"closing model {model.name}")
+        if self._spans is not None:
+            await asyncio.to_thread(self._spans.shutdown, left())
         if self._channel.enabled:
             if self._channel.attending:
                 self._channel.send(pb.TrainerCommand(shutdown=pb.ShutdownCommand()))

@@ -47,6 +47,7 @@ __all__ = [
     "Unsupported",
     "error_of",
     "status",
+    "status_name",
     "status_number",
 ]
 
@@ -172,6 +173,11 @@ _CLASSES: dict[int, type[ServerError]] = {
 def status_number(error: Exception) -> int:
     """gRPC's number of the status that an error is answered with."""
     return _NUMBERS[status(error)[0]]
+
+
+def status_name(number: int) -> str:
+    """The name of gRPC's status of that number."""
+    return next(name for name, known in _NUMBERS.items() if known == number)
 
 
 def error_of(number: int, message: str) -> ServerError:

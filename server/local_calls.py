@@ -18,7 +18,9 @@ __all__ = ["LocalCalls"]
 class LocalCalls:
     """See the module. Made, used and closed on the loop."""
 
-    def __init__(self, target: HotTarget) -> None:
+    def __init__(self, target: HotTarget, *, traces: bool = False) -> None:
+        """`traces`: whether the target looks at traceparents."""
+        self.traces = traces
         self._origin = LocalOrigin(target)
         self._loop = asyncio.get_running_loop()
         self._tokens = itertools.count()

@@ -25,6 +25,7 @@ from trimtab.protos.v1 import trimtab_pb2 as pb
 from trimtab.server.channel import TrainerChannel
 from trimtab.server.served import Model, Registry
 from trimtab.server.statistics import Distribution
+from trimtab.server.tracing import SpanSender
 
 __all__ = ["Metrics"]
 
@@ -45,6 +46,8 @@ class Metrics(Collector):
         self._calls: Counter[tuple[str, str]] = Counter()
         self.native_calls: Callable[[], list[tuple[str, str, int]]] = list
         """Ended calls that native code counts: method, code, how many."""
+        self.spans: SpanSender | None = None
+        """Of traced requests; None: nothing is traced."""
         self.registry = CollectorRegistry()
         self.registry.register(self)
         ProcessCollector(registry=self.registry)
@@ -71,6 +74,11 @@ class Metrics(Collector):
         yield from _drift(models)
         yield from _quality(models)
         yield from self._training()
+        if self.spans is not None:
+            sent = [((), float(self.spans.sent))]
+            yield _counter("trimtab_spans", "Traced requests whose spans the collector took.", (), sent)
+            dropped = [((reason,), float(count)) for reason, count in self.spans.dropped().items()]
+            yield _counter("trimtab_spans_dropped", "Traced requests whose spans were lost.", ("reason",), dropped)
 
     def _training(self) -> Iterator[Metric]:
         status = self._trainer_status()

@@ -19,6 +19,7 @@ from trimtab.store.durations import parse_duration
 from trimtab.store.settings_base import Count, Duration, Port, Scalar, Settings, Share, scalar_text
 from trimtab.store.settings_limits import LimitsSettings
 from trimtab.store.settings_source import ENTRY, SHA256, InputSettings, OutputSettings, VersionsSettings
+from trimtab.store.settings_tracing import TracingSettings
 
 __all__ = [
     "BatchingSettings",
@@ -41,6 +42,7 @@ __all__ = [
     "SecuritySettings",
     "ServerSettings",
     "Settings",
+    "TracingSettings",
     "VersionsSettings",
     "scalar_text",
 ]
@@ -79,6 +81,8 @@ class ServerSettings(Settings):
     loaded. 0: no limit."""
     limits: LimitsSettings = LimitsSettings()
     """What clients may take."""
+    tracing: TracingSettings = TracingSettings()
+    """OpenTelemetry spans."""
 
     @model_validator(mode="after")
     def _room(self) -> ServerSettings:

@@ -84,15 +84,17 @@ class InferenceServicer:
 
     async def infer(self, body: bytes, call: Call) -> bytes:
         """ModelInfer, bytes to bytes."""
-        return await self._calls.call(body, call.time_remaining())
+        return await self._calls.call(body, call.time_remaining(), traceparent=self._traceparent(call))
 
     async def stream_infer(self, bodies: AsyncIterator[bytes], call: Call) -> AsyncIterator[bytes]:
         """ModelStreamInfer: each message is a request of its own, answered when it is computed; errors go in-band."""
         answers: asyncio.Queue[bytes | None] = asyncio.Queue()
         room = asyncio.Semaphore(_STREAM_REQUESTS)
+        traceparent = self._traceparent(call)
 
         async def answer(body: bytes) -> None:
-            answers.put_nowait(await self._calls.call(body, call.time_remaining(), in_stream=True))
+            remaining = call.time_remaining()
+            answers.put_nowait(await self._calls.call(body, remaining, in_stream=True, traceparent=traceparent))
             room.release()
 
         async def read() -> None:
@@ -110,6 +112,14 @@ class InferenceServicer:
             await reader
         finally:
             reader.cancel()
+
+    def _traceparent(self, call: Call) -> str:
+        """The client's trace context; empty without one, and where nothing is traced."""
+        if not self._calls.traces:
+            return ""
+        found = [value for name, value in call.invocation_metadata() or () if name == "traceparent"]
+        # More than one is none: nobody can say which is meant.
+        return found[0] if len(found) == 1 and isinstance(found[0], str) else ""
 
     async def server_live(self, _request: pb.ServerLiveRequest, _call: Call) -> pb.ServerLiveResponse:
         """Whether the process answers at all."""
