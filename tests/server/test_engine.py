@@ -276,3 +276,74 @@ async def test_what_is_queued_is_answered_when_the_thread_ends(rig: Rig) -> None
         await answer(future)
     assert await ending
     assert not isinstance(futures[0].exception(), Draining)
+
+
+# --- models that leave
+
+
+async def leaving(rig: Rig, timeout: float) -> asyncio.Task[bool]:
+    """A leave that has begun."""
+    task = asyncio.create_task(rig.engine.leave(timeout))
+    await asyncio.sleep(0)  # its first step, which ends at its first wait
+    return task
+
+
+async def test_leaving_answers_what_was_accepted_and_refuses_the_rest(rig: Rig) -> None:
+    await rig.hold()
+    accepted = [rig.submit(infer_request(table(1))) for _ in range(3)]
+    gone = await leaving(rig, 30)
+    with pytest.raises(NotFound, match="model 'tiny' was unloaded"):
+        await rig.submit(infer_request(table(1)))
+    assert not gone.done()
+    rig.release()
+    for future in accepted:
+        assert (await answer(future)).model_version == "1"
+    assert await gone
+    rig.engine.close()
+    with pytest.raises(NotFound, match='no model "tiny"; this server has none'):
+        await rig.submit(infer_request(table(1)))
+
+
+async def test_leaving_with_nothing_accepted_does_not_wait(rig: Rig) -> None:
+    assert await rig.engine.leave(0.0)
+
+
+async def test_what_waits_when_leaving_takes_too_long_is_not_found(rig: Rig) -> None:
+    await rig.hold()
+    waiting = rig.submit(infer_request(table(1)))
+    assert not await rig.engine.leave(0.0)
+    assert not waiting.done()
+    rig.engine.close()
+    with pytest.raises(NotFound, match='model "tiny" was unloaded'):
+        await waiting
+
+
+async def test_a_batch_under_way_when_its_model_goes_is_answered(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, go_on = asyncio.Event(), threading.Event()
+    loop = asyncio.get_running_loop()
+    predict = type(rig.one).predict
+
+    def slow(*given: Any) -> Any:
+        loop.call_soon_threadsafe(begun.set)
+        assert go_on.wait(30)
+        return predict(*given)
+
+    monkeypatch.setattr(type(rig.one), "predict", slow)
+    under_way = rig.submit(infer_request(rows := table(2)))
+    await begun.wait()
+    assert not await rig.engine.leave(0.0)
+    rig.engine.close()
+    go_on.set()
+    np.testing.assert_array_equal(predictions(await answer(under_way)), expected(rig.one, rows))
+
+
+async def test_a_model_that_left_may_come_again(rig: Rig) -> None:
+    await rig.submit(infer_request(table(1)))
+    assert await rig.engine.leave(30)
+    rig.engine.close()
+    again = Engine(rig.engine.settings, hub=rig.hub, capture=rig.captures, on_window=None)
+    with pytest.raises(NotFound, match="has no version yet"):
+        await rig.submit(infer_request(table(1)))
+    again.install(rig.one, {1: rig.one})
+    await rig.submit(infer_request(table(1)))
+    assert again.counts.versions[1].requests == 1, "it counts from its own beginning"

@@ -3,15 +3,20 @@ ends."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import grpc
 import psutil
 import pytest
+from trimtab.protos.v1 import inference_pb2 as inference
 from trimtab.protos.v1 import trimtab_pb2 as pb
+from trimtab.protos.v1.inference_pb2_grpc import GRPCInferenceServiceStub
 from trimtab.protos.v1.trimtab_pb2_grpc import FeedbackStub
 from trimtab.store.project import Project
 
@@ -151,3 +156,83 @@ def test_advance_under_way_ends_when_the_server_stops(project: Project) -> None:
         assert running.stop() == 0
         assert failed.wait(10)
         assert call.code().name == "UNAVAILABLE"
+
+
+# --- models that come and go: the trainer knows those of the trimtab.toml that it started with
+
+TENSORS = """
+[[model]]
+name = "plain"
+entry = "plain:Plain"
+load = false
+[[model.input]]
+name = "x"
+datatype = "FP32"
+dims = [1]
+[[model.output]]
+name = "y"
+datatype = "FP32"
+dims = [1]
+"""
+PLAIN = """
+import torch
+
+
+class Plain(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"y": x}
+"""
+
+
+@contextlib.contextmanager
+def control(running: Running) -> Iterator[Any]:
+    """Who may load and unload."""
+    with grpc.insecure_channel(f"unix:{running.admin}") as channel:
+        yield GRPCInferenceServiceStub(channel)
+
+
+def load(stub: Any, name: str) -> None:
+    stub.RepositoryModelLoad(inference.RepositoryModelLoadRequest(model_name=name), timeout=60)
+
+
+def unload(stub: Any, name: str) -> None:
+    stub.RepositoryModelUnload(inference.RepositoryModelUnloadRequest(model_name=name), timeout=60)
+
+
+def test_the_trainer_starts_anew_when_a_model_comes_or_goes(project: Project) -> None:
+    with serving(project, FAKE, trainer=True) as running, running.lifecycle() as lifecycle, control(running) as stub:
+        advance(running, 1)
+        events = lifecycle.WatchEvents(pb.WatchEventsRequest())
+        # By the same channel: calls of one start in order, so the watch has begun.
+        pids = [lifecycle.Status(pb.StatusRequest()).trainer.pid]
+        for change in (unload, load):
+            change(stub, MODEL)
+            assert any(event.message == "the trainer attends" for event in events)
+            seen = status(running).trainer
+            assert seen.state == "idle"
+            pids.append(seen.pid)
+        events.cancel()
+        assert len(set(pids)) == 3
+        assert status(running).trainer.restarts == 2
+        # Having attended, each was replaced without being held for one that does not start.
+        advance(running, 2)
+        assert [command["pid"] for command in commands(project)] == [pids[0], pids[2]]
+        with running.inference() as client:
+            client.ModelInfer(infer_request(table(1)))
+        assert running.stop() == 0
+
+
+def test_a_model_that_is_not_retrained_leaves_the_trainer_alone(tmp_path: Path) -> None:
+    project = write_project(tmp_path / "project", server="lockstep = true", tail=TENSORS)
+    (project.directory / "plain.py").write_text(PLAIN)
+    (project.directory / "plain.py").chmod(0o600)
+    publish(project, 1, verdict="initial")
+    with serving(project, FAKE, trainer=True) as running, control(running) as stub:
+        advance(running, 1)
+        before = status(running).trainer.pid
+        for _ in range(2):
+            load(stub, "plain")
+            unload(stub, "plain")
+        advance(running, 2)
+        seen = status(running).trainer
+        assert (seen.pid, seen.restarts) == (before, 0)
