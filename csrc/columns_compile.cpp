@@ -130,6 +130,10 @@ std::optional<hot::Column> CompiledProgram::hot_column(const Chain& chain) const
         column.shift = 0.0;
         column.inverse = 1.0;
     }
+    // What is clipped is not clamped to fp32 again.
+    const double least = (static_cast<double>(column.low) - column.shift) * column.inverse;
+    const double most = (static_cast<double>(column.high) - column.shift) * column.inverse;
+    if (column.clips && (least < -ops::kFp32Max || most > ops::kFp32Max)) return std::nullopt;
     column.fill = ops::emit(missing);
     return column;
 }

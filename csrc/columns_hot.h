@@ -17,7 +17,8 @@ inline constexpr std::size_t kWide = 16;        // values that are taken togethe
 inline constexpr std::size_t kMaxColumns = 16;  // columns that are written together
 inline constexpr std::size_t kSearchedEdges = 63;  // up to here bins are found many at a time
 
-// One real feature: clip, then (x - shift) * inverse, then fp32. Without a clip, low and high are infinite.
+// One real feature: clip, then (x - shift) * inverse, then fp32. With a clip, what comes of low and high is an
+// fp32 number; without one, low and high are infinite.
 struct Column {
     float low = 0.0F;
     float high = 0.0F;

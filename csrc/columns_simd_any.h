@@ -59,11 +59,7 @@ TRIMTAB_INLINE M not_finite(F x) {
 TRIMTAB_INLINE M both_not(M a, M not_b) {
     return each<M>([&](int i) { return a.v[i] & ~not_b.v[i]; });
 }
-TRIMTAB_INLINE bool any(M m) {
-    const M4 all = (m.v[0] | m.v[1]) | (m.v[2] | m.v[3]);
-    return (all[0] | all[1] | all[2] | all[3]) != 0;
-}
-TRIMTAB_INLINE M within(F x, F low, F high) {
+TRIMTAB_INLINE M is_within(F x, F low, F high) {
     return each<M>([&](int i) { return static_cast<M4>(low.v[i] <= x.v[i]) & static_cast<M4>(x.v[i] <= high.v[i]); });
 }
 TRIMTAB_INLINE M equal(F a, F b) {
@@ -150,6 +146,8 @@ TRIMTAB_INLINE void store_codes(std::uint8_t* to, Codes codes, M nan) {
 inline constexpr std::size_t kScanned = 16;          // bytes that scan() takes together
 inline constexpr std::size_t kScanFrom = kRows + 1;  // never worth it
 TRIMTAB_INLINE std::size_t scan(const std::uint8_t*, std::size_t, std::uint8_t) { return 0; }
+
+#include "columns_bins.h"
 
 // 16 x 16, of which `columns` and `rows` are there.
 TRIMTAB_INLINE void turn(const float* tile, std::size_t stride, std::size_t columns, std::size_t rows, float* out,

@@ -45,8 +45,7 @@ TRIMTAB_INLINE M not_finite(F x) {
             _mm256_cmp_ps(_mm256_andnot_ps(sign, x.b), most, _CMP_NLE_UQ)};
 }
 TRIMTAB_INLINE M both_not(M a, M not_b) { return {_mm256_andnot_ps(not_b.a, a.a), _mm256_andnot_ps(not_b.b, a.b)}; }
-TRIMTAB_INLINE bool any(M m) { return _mm256_movemask_ps(_mm256_or_ps(m.a, m.b)) != 0; }
-TRIMTAB_INLINE M within(F x, F low, F high) {
+TRIMTAB_INLINE M is_within(F x, F low, F high) {
     return {_mm256_and_ps(_mm256_cmp_ps(low.a, x.a, _CMP_LE_OQ), _mm256_cmp_ps(x.a, high.a, _CMP_LE_OQ)),
             _mm256_and_ps(_mm256_cmp_ps(low.b, x.b, _CMP_LE_OQ), _mm256_cmp_ps(x.b, high.b, _CMP_LE_OQ))};
 }
@@ -161,6 +160,8 @@ TRIMTAB_INLINE std::size_t scan(const std::uint8_t* codes, std::size_t size, std
     const __m128i two = _mm_add_epi64(_mm256_castsi256_si128(sums), _mm256_extracti128_si256(sums, 1));
     return static_cast<std::size_t>(_mm_cvtsi128_si64(two) + _mm_extract_epi64(two, 1));
 }
+
+#include "columns_bins.h"
 
 // 8 x 8, of which `columns` and `rows` are there.
 TRIMTAB_INLINE void turn_half(const float* tile, std::size_t stride, std::size_t columns, std::size_t rows, float* out,

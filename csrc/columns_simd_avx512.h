@@ -22,8 +22,7 @@ TRIMTAB_INLINE void store(float* to, F x) { _mm512_storeu_ps(to, x); }
 TRIMTAB_INLINE M is_nan(F x) { return _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q); }
 TRIMTAB_INLINE M not_finite(F x) { return _mm512_fpclass_ps_mask(x, 0x99); }
 TRIMTAB_INLINE M both_not(M a, M not_b) { return _kandn_mask16(not_b, a); }
-TRIMTAB_INLINE bool any(M m) { return _kortestz_mask16_u8(m, m) == 0; }
-TRIMTAB_INLINE M within(F x, F low, F high) {
+TRIMTAB_INLINE M is_within(F x, F low, F high) {
     return _mm512_mask_cmp_ps_mask(_mm512_cmp_ps_mask(low, x, _CMP_LE_OQ), x, high, _CMP_LE_OQ);
 }
 TRIMTAB_INLINE M equal(F a, F b) { return _mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ); }
@@ -56,43 +55,86 @@ TRIMTAB_INLINE F narrow(D x) {
     return _mm512_insertf32x8(_mm512_castps256_ps512(_mm512_cvtpd_ps(x.low)), _mm512_cvtpd_ps(x.high), 1);
 }
 
-// The decisions of a search, the first in the lowest bit.
+// A block's histogram: a bit a value for each decision of its search, and for its being a number. A bin is what the
+// decisions leave of the latter.
 template <int kLevels>
-TRIMTAB_INLINE Codes search(F x, const Sketch& sketch) {
-    const float* const tree = sketch.tree;
-    Codes codes = _mm512_maskz_set1_epi32(_mm512_cmp_ps_mask(_mm512_set1_ps(tree[0]), x, _CMP_LE_OQ), 1);
-    for (int level = 1; level < kLevels; ++level) {
-        F edge;
-        if (level < 5) {
-            edge = _mm512_permutexvar_ps(codes, _mm512_load_ps(tree + 16 * level));
-        } else {
-            edge = _mm512_permutex2var_ps(_mm512_load_ps(tree + 80), codes, _mm512_load_ps(tree + 96));
+class Bins {
+  public:
+    TRIMTAB_INLINE void put(std::size_t row, F x, M nan, const Sketch& sketch) {
+        const float* const tree = sketch.tree;
+        __m512i taken = _mm512_setzero_si512();  // the decisions so far, the first in the lowest bit
+        for (int level = 0; level < kLevels; ++level) {
+            F edge = _mm512_load_ps(tree + 16 * level);
+            if (level == 0) {
+                edge = splat(tree[0]);
+            } else if (level < 5) {
+                edge = _mm512_permutexvar_ps(taken, edge);
+            } else {
+                edge = _mm512_permutex2var_ps(edge, taken, _mm512_load_ps(tree + 16 * level + 16));
+            }
+            const M above = _mm512_cmp_ps_mask(edge, x, _CMP_LE_OQ);
+            taken = _mm512_mask_or_epi32(taken, above, taken, _mm512_set1_epi32(1 << level));
+            bits_[level][row / 16] = above;
         }
-        codes =
-            _mm512_mask_or_epi32(codes, _mm512_cmp_ps_mask(edge, x, _CMP_LE_OQ), codes, _mm512_set1_epi32(1 << level));
+        bits_[kLevels][row / 16] = _knot_mask16(nan);
     }
-    return codes;
-}
-inline constexpr bool kCodesReverse = true;  // a code is the bin, its bits the other way round
 
-// One byte each, 255 for NaN.
-TRIMTAB_INLINE void store_codes(std::uint8_t* to, Codes codes, M nan) {
-    const Codes known = _mm512_mask_mov_epi32(codes, nan, _mm512_set1_epi32(255));
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm512_cvtepi32_epi8(known));
-}
-
-inline constexpr std::size_t kScanned = 64;   // bytes that scan() takes together
-inline constexpr std::size_t kScanFrom = 24;  // from so many values on it is worth it
-
-// How many of the bytes, a multiple of kScanned, are `code`: as quick when all are as when none is.
-TRIMTAB_INLINE std::size_t scan(const std::uint8_t* codes, std::size_t size, std::uint8_t code) {
-    const __m512i wanted = _mm512_set1_epi8(static_cast<char>(code));
-    long long found = 0;
-    for (std::size_t i = 0; i < size; i += kScanned) {
-        found += __builtin_popcountll(_cvtmask64_u64(_mm512_cmpeq_epi8_mask(_mm512_load_si512(codes + i), wanted)));
+    // Adds the `rows` values that were put.
+    TRIMTAB_INLINE void count(std::size_t rows, std::size_t bins, std::uint64_t* histogram) {
+        if (rows < kFew) return count_few(rows, histogram);
+        if (rows <= 64) return count_words<std::uint64_t>(rows, bins, histogram);
+        if (rows <= 256) return count_words<Words4>(rows, bins, histogram);
+        count_words<Words8>(rows, bins, histogram);
     }
-    return static_cast<std::size_t>(found);
-}
+
+  private:
+    static constexpr std::size_t kFew = 8;
+    typedef std::uint64_t Words4 __attribute__((vector_size(32)));
+    typedef std::uint64_t Words8 __attribute__((vector_size(64)));
+
+    TRIMTAB_INLINE void count_few(std::size_t rows, std::uint64_t* histogram) const {
+        for (std::size_t row = 0; row < rows; ++row) {
+            std::size_t bin = 0;
+            for (int level = 0; level < kLevels; ++level) bin = 2 * bin + ((bits_[level][0] >> row) & 1U);
+            histogram[bin] += (static_cast<std::size_t>(bits_[kLevels][0]) >> row) & 1U;
+        }
+    }
+
+    template <class Words>
+    TRIMTAB_INLINE void count_words(std::size_t rows, std::size_t bins, std::uint64_t* histogram) {
+        for (std::size_t i = (rows + 15) / 16; i < sizeof(Words) / sizeof(M); ++i) {
+            for (auto& level : bits_) level[i] = 0;
+        }
+        Words words[kLevels + 1];
+        for (int level = 0; level <= kLevels; ++level) __builtin_memcpy(&words[level], bits_[level], sizeof(Words));
+        std::uint64_t found[std::size_t{1} << kLevels];
+        split<0, 0>(words[kLevels], words, found);
+        for (std::size_t bin = 0; bin < bins; ++bin) histogram[bin] += found[bin];
+    }
+
+    // Values that have come to a node of the search, of which kBin is the first bin below.
+    template <int kLevel, std::size_t kBin, class Words>
+    TRIMTAB_INLINE static void split(Words values, const Words* words, std::uint64_t* found) {
+        if constexpr (kLevel == kLevels) {
+            found[kBin] = count_bits(values);
+        } else {
+            constexpr std::size_t kAbove = kBin + (std::size_t{1} << (kLevels - 1 - kLevel));
+            split<kLevel + 1, kBin>(values & ~words[kLevel], words, found);
+            split<kLevel + 1, kAbove>(values & words[kLevel], words, found);
+        }
+    }
+
+    template <class Words>
+    TRIMTAB_INLINE static std::uint64_t count_bits(const Words& values) {
+        std::uint64_t each[sizeof(Words) / 8];
+        __builtin_memcpy(each, &values, sizeof(Words));
+        std::uint64_t sum = 0;
+        for (const std::uint64_t word : each) sum += static_cast<std::uint64_t>(__builtin_popcountll(word));
+        return sum;
+    }
+
+    alignas(64) M bits_[kLevels + 1][kRows / 16];
+};
 
 // 16 x 16, of which `columns` and `rows` are there.
 TRIMTAB_INLINE void turn(const float* tile, std::size_t stride, std::size_t columns, std::size_t rows, float* out,
