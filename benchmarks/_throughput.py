@@ -209,16 +209,17 @@ def _pairs(bench: Bench, name: str, changed: Server, plain: Server, rounds: int,
 def tls(bench: Bench) -> None:
     """Trimtab with TLS 1.3 against Trimtab without."""
     start_all(bench, "trimtab")
-    server = bench.up("trimtab_tls", lambda: _with_tls(bench.folder))
+    server = bench.up("trimtab_tls", lambda: with_tls(bench.folder))
     if server is not None:
         rounds, seconds = (3, 0.5) if bench.quick else (8, 1.0)
         _pairs(bench, "tls_vs_plain", server, bench.servers["trimtab"], rounds, seconds, 128)
         bench.down("trimtab_tls")
 
 
-def _with_tls(folder: Path) -> Server:
+def with_tls(folder: Path, server_settings: str = "") -> Server:
+    """A server with a certificate of its own, and these further settings of [server]."""
     place = folder / "tls"
-    settings = '[security]\ntls_certificate = "cert.pem"\ntls_key = "key.pem"'
+    settings = server_settings + '[security]\ntls_certificate = "cert.pem"\ntls_key = "key.pem"'
     folder.mkdir(parents=True, exist_ok=True)
     words = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
     words += ["-days", "2", "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"]

@@ -22,7 +22,8 @@ Cases, in order; in each the servers take turns, round by round:
   overload   three times capacity: overload_goodput
   refusal    a refusal beside 50 ms forward passes
   trainer    p99 beside a trainer that fits: trainer_p99_ratio
-  soak       only with --soak: memory and descriptors over that many requests
+  soak       only with --soak: memory and descriptors over that many requests; exit code 1 where they are not flat, or
+             a request failed
 
 Ratios are medians of pairs of one round, with a bootstrap 95 % interval (rows with case "ratio"). Rows carry the
 generator's own lateness and busy share: where late_us_p99 is large, the generator set the latencies.
@@ -65,7 +66,8 @@ CASES: dict[str, Callable[[Bench], None]] = {
 }
 
 
-def main() -> None:
+def main() -> int:
+    """The exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="fewer and shorter cases; ends within three minutes")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the result here")
@@ -103,7 +105,8 @@ def main() -> None:
     if picture is not None:
         plot(bench.rows, picture)
         print(f"drawn: {picture}")
+    return 1 if options.soak and not bench.summary.get("soak_holds") else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -15,9 +15,10 @@
 // Hot methods (Route::target) stay in C++. Every other call is an event to the asyncio loop, whose answers are
 // commands: front_bridge.h.
 //
-// Bounds: front_limits.h. Where each is enforced: floods of cheap frames in http2_meter.h, before the session; headers in
-// grpc_headers.cpp; message sizes and bytes under way in grpc_requests.cpp; slow headers, idle
-// time and age in Connection::sweep, slow messages in on_stall; the number of connections where they are accepted.
+// Bounds: front_limits.h. Where each is enforced: floods of cheap frames in http2_meter.h, before the session; headers
+// in grpc_headers.cpp; message sizes and bytes under way in grpc_requests.cpp; slow headers, idle time and age in
+// Connection::sweep, slow messages in on_stall; data for calls that are over in Connection::ignores_resets; that nobody
+// keeps others out by holding all there is in IoThread::find_room; connections where they are accepted.
 //
 // Lifetimes. A request that was submitted always comes back by deliver(); its call waits for it, also when the
 // connection is gone. close() ends the threads when all have come back, so whoever serves hot methods must answer or

@@ -99,7 +99,9 @@ class IoThread final : public Origin {
     void read_again(Connection& connection);  // it has more to read than its turn allowed
     void doom(Connection& connection);        // destroy it at the end of this wake-up
     void charge(std::int64_t bytes);
-    bool over_budget(std::int64_t more) const;
+    // Whether there are so many bytes more for a connection. Where there are not, the one that holds most gives way, so
+    // that nobody can keep the others out by holding all there is; `asking` itself does not.
+    bool find_room(const Connection& asking, std::int64_t more);
     void post(Event event) { events_.push_back(std::move(event)); }
     std::uint64_t name_call(Call& call);
     // The call is over, and Python has not said so yet: `held` counts it until then.
@@ -117,6 +119,7 @@ class IoThread final : public Origin {
     static void* tag(LocalListener& listener);
     void pause_accepting(LocalListener& listener);
     bool make_room();
+    bool over_budget(std::int64_t more) const;
     void take_mailbox();
     void handle_commands(std::vector<Command>& commands);
     void on_call_command(Command& command);

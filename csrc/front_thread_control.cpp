@@ -66,6 +66,22 @@ bool IoThread::make_room() {
     return true;
 }
 
+bool IoThread::find_room(const Connection& asking, std::int64_t more) {
+    while (over_budget(more)) {
+        Connection* largest = nullptr;
+        std::int64_t most = asking.weight() + more;
+        for (const auto& [connection, owner] : connections_) {
+            if (connection->weight() <= most) continue;
+            largest = connection;
+            most = connection->weight();
+        }
+        if (largest == nullptr || largest == &asking) return false;
+        largest->give_way();
+        if (largest->weight() >= most) return false;
+    }
+    return true;
+}
+
 void IoThread::pause_accepting(LocalListener& listener) {
     listener.resume_at = now_ + kAcceptPause;
     next_sweep_ = std::min(next_sweep_, listener.resume_at);

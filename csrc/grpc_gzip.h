@@ -19,8 +19,9 @@ class Gzip {
     Gzip& operator=(const Gzip&) = delete;
     ~Gzip();
 
-    // The content of one whole gzip stream, at most `limit` bytes: memory grows with what comes out, never beyond it.
-    Inflated inflate(std::span<const char> in, std::size_t limit, Buffer<char>& out);
+    // The content of one whole gzip stream of one member, at most `most` bytes: memory grows with what comes out, never
+    // beyond it. One that is too large is refused by the size in its trailer, which costs nothing.
+    Inflated inflate(std::span<const char> in, std::size_t most, Buffer<char>& out);
     // Throws std::bad_alloc.
     void deflate(std::span<const char> in, Buffer<char>& out);
 

@@ -140,7 +140,7 @@ void Connection::on_metadata(Call& call, std::string_view name, std::string_view
 bool Connection::refuse_headers(Call& call) {
     if (call.header_bytes > static_cast<std::size_t>(thread_.limits().header_bytes)) {
         finish(call, StatusCode::resource_exhausted, "the request's headers are larger than this server takes");
-    } else if (thread_.over_budget(0) || (!call.hot() && *in_python_ > 2 * thread_.limits().streams)) {
+    } else if (!thread_.find_room(*this, 0) || (!call.hot() && *in_python_ > 2 * thread_.limits().streams)) {
         finish(call, StatusCode::resource_exhausted, "as many calls are under way as this server takes");
     } else if (!call.post) {
         submit_http_error(call, "405", "gRPC calls are POST");

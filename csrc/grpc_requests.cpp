@@ -10,6 +10,13 @@ namespace trimtab {
 namespace {
 
 constexpr std::size_t kFirstBody = 64 << 10;  // memory for a message before more of it has come
+constexpr std::size_t kLargeBody = 1 << 20;
+
+// Room for a message of which `have` bytes have come. Large ones take more at once: pages that nothing is written to
+// cost nothing, whereas each smaller buffer on the way leaves a hole in the heap.
+std::size_t room_for(std::size_t have, std::size_t length, std::size_t capacity) {
+    return std::min(length, std::max({have, capacity * (capacity < kLargeBody ? 2 : 8), kFirstBody}));
+}
 
 }  // namespace
 
@@ -64,7 +71,7 @@ bool Connection::fill(Call& call, std::span<const std::uint8_t>& data) {
     if (part > 0) {
         if (!charge(call, part)) return false;
         if (body.capacity() < have + part)
-            body.reserve(std::min<std::size_t>(call.length, std::max({have + part, body.capacity() * 2, kFirstBody})));
+            body.reserve(room_for(have + part, call.length, body.capacity()));
         body.resize(have + part);
         std::memcpy(body.data() + have, data.data(), part);
         data = data.subspan(part);
@@ -98,7 +105,7 @@ bool Connection::begin_message(Call& call) {
 
 bool Connection::charge(Call& call, std::size_t bytes) {
     const auto more = static_cast<std::int64_t>(bytes);
-    if (held_ + more > thread_.limits().connection_bytes || thread_.over_budget(more)) {
+    if (held_ + more > thread_.limits().connection_bytes || !thread_.find_room(*this, more)) {
         finish(call, StatusCode::resource_exhausted, "as many bytes of requests are under way as this server takes");
         return false;
     }
@@ -107,6 +114,15 @@ bool Connection::charge(Call& call, std::size_t bytes) {
     call.message_charged += bytes;
     thread_.charge(more);
     return true;
+}
+
+std::int64_t Connection::weight() const { return held_ + unsent_ + call_count_ * kCallCost; }
+
+void Connection::give_way() {
+    // Answers that its socket does not take would stay, and so would calls until their client has closed them.
+    if (!leftover_.empty() || held_ + unsent_ < weight() / 2) return reset();
+    end_calls(StatusCode::resource_exhausted,
+              "as many bytes are under way as this server takes, and this connection has most of them");
 }
 
 void Connection::uncharge(Call& call, std::size_t bytes) {

@@ -39,6 +39,7 @@ class Http2Callbacks {
             case NGHTTP2_DATA: {
                 Call* call = connection.call_of(frame->hd.stream_id);
                 if (call == nullptr) return 0;
+                if (frame->hd.type == NGHTTP2_DATA) connection.used_ += frame->data.padlen;
                 const bool last = (frame->hd.flags & NGHTTP2_FLAG_END_STREAM) != 0;
                 call->half_closed = last;
                 return guarded([&] {
@@ -60,6 +61,7 @@ class Http2Callbacks {
         connection.received_ += size;
         Call* call = connection.call_of(stream);
         if (call == nullptr) return 0;
+        connection.used_ += size;
         return guarded([&] { connection.on_data(*call, {data, size}); });
     }
 

@@ -6,6 +6,7 @@
 
 #include "front_thread.h"
 #include "http2_callbacks.h"
+#include "net_socket.h"
 
 namespace trimtab {
 namespace {
@@ -13,6 +14,7 @@ namespace {
 constexpr std::size_t kFlushBytes = 256 << 10;
 constexpr int kReadRounds = 8;  // of a full input buffer each, before other connections have their turn
 constexpr std::int64_t kSecond = 1'000'000'000;
+constexpr std::uint64_t kFrame = 16 << 10;
 constexpr std::int64_t kLinger = kSecond / 2;
 constexpr std::int64_t kLastGoaway = kSecond / 2;  // after the first, if the peer does not answer our ping
 
@@ -101,6 +103,10 @@ bool Connection::feed(std::span<const std::uint8_t> bytes) {
     }
     const ssize_t taken = nghttp2_session_mem_recv(session_, bytes.data(), bytes.size());
     thread_.touch(*this);
+    if (taken >= 0 && phase_ == Phase::open && ignores_resets()) {
+        refuse_flood();
+        return false;
+    }
     if (taken >= 0) return phase_ == Phase::open;
     if (taken == NGHTTP2_ERR_BAD_CLIENT_MAGIC) {
         refuse_http1(bytes);
@@ -184,6 +190,18 @@ void Connection::abandon() {
     thread_.doom(*this);
 }
 
+void Connection::reset() {
+    // The peer reads nothing: the end would wait behind what the system has for it, and keep that.
+    reset_on_close(stream_->descriptor());
+    abandon();
+}
+
+// Whether it sends on and on for calls that are over. What it sent before it could know is excused.
+bool Connection::ignores_resets() const {
+    const std::uint64_t slack = static_cast<std::uint64_t>(thread_.limits().stream_window) + kFrame;
+    return meter_.data_bytes() > used_ + excused_ + slack;
+}
+
 void Connection::end_calls(StatusCode status, std::string_view message) {
     for (Link* link = calls_.first(); link != &calls_.ends;) {
         Call& call = *static_cast<CallLink*>(link)->call;
@@ -250,7 +268,7 @@ void Connection::sweep(std::int64_t now) {
     }
     if (phase_ != Phase::open) return;
     const bool waits_to_send = !leftover_.empty() || unsent_ > 0;
-    if (waits_to_send && passed(now, progress_, limits.write_seconds)) return abandon();
+    if (waits_to_send && passed(now, progress_, limits.write_seconds)) return reset();
     if (!paused_) {
         const std::int64_t began = meter_.unfinished_since();
         if (began != 0 && passed(now, began, limits.header_seconds))
@@ -289,6 +307,7 @@ Call* Connection::call_of(std::int32_t stream) {
 void Connection::close_call(Call& call) {
     if (recent_ == &call) recent_ = nullptr;
     call.open.unlink();
+    if (!call.half_closed) excused_ += static_cast<std::uint64_t>(thread_.limits().stream_window);
     --call_count_;
     thread_.charge(-kCallCost);
     if (call_count_ == 0) no_calls();

@@ -48,6 +48,8 @@ class Connection : public Link {  // linked while it is idle
     void last_goaway();
     void end_calls(StatusCode status, std::string_view message);
     void sweep(std::int64_t now);  // looks at everything that may take too long
+    std::int64_t weight() const;   // bytes that it makes the server hold
+    void give_way();               // ends its calls: others need the room
     void close();                  // in order: says goodbye, and waits a moment for the peer to close
     void abandon();                // at once
     int descriptor() const { return stream_->descriptor(); }
@@ -78,6 +80,8 @@ class Connection : public Link {  // linked while it is idle
     bool write(std::span<const std::uint8_t> bytes);
     void refuse_flood();
     void refuse_slow(std::string_view reason);
+    void reset();  // as abandon(), and what waits to be sent is thrown away by the system, too
+    bool ignores_resets() const;
     void refuse_http1(std::span<const std::uint8_t> bytes);
     bool output_full() const;
     Call* call_of(std::int32_t stream);
@@ -143,6 +147,8 @@ class Connection : public Link {  // linked while it is idle
     std::vector<std::uint8_t> leftover_;  // serialised, and not taken by the socket
     std::size_t leftover_offset_ = 0;
     std::size_t received_ = 0;  // bytes of DATA for which the connection's window is to be given back
+    std::uint64_t used_ = 0;    // bytes of DATA frames that belonged to a call
+    std::uint64_t excused_ = 0; // such bytes that may come for calls that are over: a window for each
     std::int64_t held_ = 0;     // bytes of requests that are not answered
     std::int64_t unsent_ = 0;   // bytes of answers that are not sent
 

@@ -5,7 +5,9 @@
 namespace trimtab {
 namespace {
 
-enum FrameType : std::uint8_t { kData, kHeaders, kPriority, kReset, kSettings, kPush, kPing, kGoaway, kUpdate, kContinuation };
+enum FrameType : std::uint8_t {
+    kData, kHeaders, kPriority, kReset, kSettings, kPush, kPing, kGoaway, kUpdate, kContinuation,
+};
 constexpr std::uint8_t kEndStream = 1, kEndHeaders = 4, kPadded = 8;
 constexpr std::size_t kMostPadding = 256;  // with its length
 
@@ -25,6 +27,7 @@ bool FrameMeter::count(const std::uint8_t* header, std::int64_t now) {
                                (static_cast<std::size_t>(header[1]) << 8) | static_cast<std::size_t>(header[2]);
     skip_ = length;
     in_data_ = header[3] == kData;
+    if (in_data_) data_bytes_ += length;
     if (header[3] == kHeaders || header[3] == kContinuation) in_block_ = (header[4] & kEndHeaders) == 0;
     switch (header[3]) {
         case kData: {

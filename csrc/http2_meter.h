@@ -40,11 +40,12 @@ class FrameMeter {
     bool scan(std::span<const std::uint8_t> bytes, std::int64_t now);
     bool within_frame() const { return skip_ > 0 || header_bytes_ > 0; }
     bool past_preface() const { return preface_ == 0; }
-    // When the header block, or the frame other than DATA, began that is not complete; 0: there is none. DATA frames may
-    // take as long as their messages.
+    // When the header block, or the frame other than DATA, began that is not complete; 0: there is none. DATA frames
+    // may take as long as their messages.
     std::int64_t unfinished_since() const {
         return in_block_ || header_bytes_ > 0 || (skip_ > 0 && !in_data_) ? began_ : 0;
     }
+    std::uint64_t data_bytes() const { return data_bytes_; }  // of payloads of DATA frames, as their headers say
     void excuse(std::int64_t now) { began_ = now; }  // it was we who did not read
 
   private:
@@ -56,6 +57,7 @@ class FrameMeter {
     std::size_t header_bytes_ = 0;  // of a frame header that is not complete
     bool in_block_ = false;         // between HEADERS and END_HEADERS
     bool in_data_ = false;          // the current frame is DATA
+    std::uint64_t data_bytes_ = 0;
     std::int64_t began_ = 0;        // the current frame, or its header block
     std::uint8_t header_[9] = {};
 };

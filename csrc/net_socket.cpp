@@ -57,4 +57,9 @@ Descriptor make_eventfd() {
     return made;
 }
 
+void reset_on_close(int socket) {
+    const linger none{1, 0};
+    ::setsockopt(socket, SOL_SOCKET, SO_LINGER, &none, sizeof(none));
+}
+
 }  // namespace trimtab

@@ -21,4 +21,7 @@ Accepted accept_next(int listener);
 Descriptor make_epoll();    // throws std::system_error
 Descriptor make_eventfd();  // likewise
 
+// What was written and not sent yet is thrown away at close, and the peer is told by a reset.
+void reset_on_close(int socket);
+
 }  // namespace trimtab

@@ -28,7 +28,7 @@ class LimitsSettings(Settings):
     """Bytes of requests that are not answered, per connection; at least max_message_bytes."""
     total_bytes: _Bytes = 1_073_741_824
     """Bytes of requests that are not answered and of answers that are not sent, over all connections; at least
-    connection_bytes. Beyond it, calls get RESOURCE_EXHAUSTED."""
+    connection_bytes. Beyond it, the connection that holds most loses its calls (RESOURCE_EXHAUSTED)."""
     output_bytes: _Bytes = 16_777_216
     """Bytes of answers that a connection's client has not taken; beyond it, no more is read from it."""
     header_bytes: _Bytes = 16_384
