@@ -177,16 +177,17 @@ async def _unfinished(raw: Raw, got: Got, began: float, until: float) -> None:
 
 
 async def gzip_bomb(address: Address, got: Got, until: float) -> None:
-    """2 GB of zeros in 2 MB of gzip."""
-    content = await asyncio.to_thread(attacks.bomb, 2_000_000_000 if left(until) > 4 else 500_000_000)
+    """500 MB of zeros in 0.5 MB of gzip; every other one's trailer says that they are 60 MB, which would be allowed."""
+    honest = await asyncio.to_thread(attacks.bomb, 500_000_000)
+    contents = (honest, honest[:-4] + struct.pack("<I", 60_000_000))
 
-    async def client(_: int) -> None:
+    async def client(number: int) -> None:
         while time.monotonic() < until:
             began = time.monotonic()
             async with connect(address) as raw:
                 stream = raw.stream()
                 raw.send(raw.headers(stream, UNARY, grpc_encoding="gzip"))
-                raw.send(*attacks.chunks(stream, message(content, 1)))
+                raw.send(*attacks.chunks(stream, message(contents[number % 2], 1)))
                 got.add_response(await raw.response(stream), raw, began)
             await asyncio.sleep(0.1)
 
