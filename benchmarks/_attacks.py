@@ -177,18 +177,20 @@ async def _unfinished(raw: Raw, got: Got, began: float, until: float) -> None:
 
 
 async def gzip_bomb(address: Address, got: Got, until: float) -> None:
-    """500 MB of zeros in 0.5 MB of gzip; every other one's trailer says that they are 60 MB, which would be allowed."""
-    honest = await asyncio.to_thread(attacks.bomb, 500_000_000)
+    """200 MB of zeros in 0.2 MB of gzip; every other one's trailer says that they are 60 MB, which would be allowed."""
+    honest = await asyncio.to_thread(attacks.bomb, 200_000_000)
     contents = (honest, honest[:-4] + struct.pack("<I", 60_000_000))
 
     async def client(number: int) -> None:
-        while time.monotonic() < until:
+        while True:
             began = time.monotonic()
             async with connect(address) as raw:
                 stream = raw.stream()
                 raw.send(raw.headers(stream, UNARY, grpc_encoding="gzip"))
                 raw.send(*attacks.chunks(stream, message(contents[number % 2], 1)))
                 got.add_response(await raw.response(stream), raw, began)
+            if time.monotonic() > until:
+                return
             await asyncio.sleep(0.1)
 
     await many(4, client)
