@@ -11,6 +11,7 @@
 #include "infer_classes.h"
 #include "infer_forms.h"
 #include "infer_parameters.h"
+#include "packed_rows.h"
 
 namespace trimtab {
 namespace {
@@ -626,18 +627,22 @@ bool Hub::read_packed(TakenBatch& batch) {
         rows += request->place.rows;
     }
     thread_local std::vector<float*> columns;
+    thread_local std::vector<const char*> places;  // of rows
     Slab& slab = *batch.rows.slab;
     try {
+        places.reserve(rows);
         slab.grow_reals(rows, columns);
     } catch (const std::bad_alloc&) {
         slab.truncate(0);
         return false;  // one by one, so that what fits is served
     }
-    std::size_t first = 0;
+    places.clear();
+    const std::size_t row_bytes = columns.size() * sizeof(float);
     for (const HubRequest* request : batch.requests) {
-        copy_packed(request->rows.packed(), request->place.rows, columns, first);
-        first += request->place.rows;
+        for (std::uint32_t row = 0; row < request->place.rows; ++row)
+            places.push_back(request->rows.packed() + row * row_bytes);
     }
+    copy_packed_rows(places, columns);
     slab.commit(rows);
     return true;
 }

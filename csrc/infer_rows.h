@@ -40,7 +40,7 @@ class InferRows {
     void append_to(Slab& slab, std::size_t start, std::size_t stop);
 
     // Where all fields are real and came as one FP32 tensor: its values, row after row; else null. Many small requests
-    // are copied faster from here, by whoever has made room for all of them (see copy_packed).
+    // are copied faster from here, by whoever has made room for all of them (packed_rows.h).
     const char* packed() const { return packed_; }
 
   private:
@@ -65,15 +65,5 @@ class InferRows {
     const char* packed_ = nullptr;   // then there are no sources
     std::size_t rows_ = 0;
 };
-
-// Copies `rows` packed rows into columns from row `first` on.
-inline void copy_packed(const char* packed, std::size_t rows, std::span<float* const> columns, std::size_t first) {
-    for (std::size_t row = first; row < first + rows; ++row) {
-        for (float* column : columns) {
-            std::memcpy(column + row, packed, sizeof(float));
-            packed += sizeof(float);
-        }
-    }
-}
 
 }  // namespace trimtab

@@ -36,17 +36,6 @@ class ClosedWindow:
 class Capture(Protocol):
     """Where served rows go: trimtab.store.captures.CaptureWriter."""
 
-    def offer(
-        self,
-        slab: Slab,
-        request_ids: NDArray[np.uint8],
-        rows: NDArray[np.int32],
-        time_us: NDArray[np.int64],
-        version: int,
-        predictions: NDArray[np.float32],
-    ) -> None:
-        """Copies the rows, or leaves them and counts; does not wait for a disk."""
-
     def offer_requests(
         self,
         slab: Slab,
@@ -56,7 +45,8 @@ class Capture(Protocol):
         version: int,
         predictions: NDArray[np.float32],
     ) -> None:
-        """The same, with an id, a number of rows and a data time for each request."""
+        """Copies the rows of a batch, or leaves them and counts; does not wait for a disk. Ids [m, 16], numbers of rows
+        and data times [m] are of its requests."""
 
 
 @dataclass(slots=True)
@@ -117,7 +107,7 @@ class Keeper:
         """Takes a computed batch: its requests' ids [n, 16], numbers of rows and data times [n], and the sketch it was
         counted in."""
         if self._capture is not None:
-            self._offer(self._capture, slab, ids, counts, times, version, predictions)
+            self._capture.offer_requests(slab, ids, counts, times, version.number, predictions)
         if sketch is not None:
             self._extend(times, version)
         self._until_recent -= 1
@@ -126,22 +116,6 @@ class Keeper:
             recent.extend(slab, stop=min(slab.rows, _RECENT_ROWS))
             self.recent = recent
             self._until_recent = _RECENT_BATCHES
-
-    def _offer(
-        self,
-        capture: Capture,
-        slab: Slab,
-        ids: NDArray[np.uint8],
-        counts: NDArray[np.int32],
-        times: NDArray[np.int64],
-        version: LoadedVersion,
-        predictions: NDArray[np.float32],
-    ) -> None:
-        rows = slab.rows
-        if rows == len(counts):
-            capture.offer(slab, ids, np.zeros(rows, np.int32), times, version.number, predictions)
-            return
-        capture.offer_requests(slab, ids, counts, times, version.number, predictions)
 
     def _extend(self, times: NDArray[np.int64], version: LoadedVersion) -> None:
         window = self._window

@@ -167,9 +167,12 @@ class CaptureWriter:
     ) -> None:
         """As `offer`, of a batch whose requests have these ids [m, 16], numbers of rows and data times [m]: what is
         then the same for many rows is only written down for those that are kept."""
+        rows = slab.rows
+        if rows == len(counts):
+            self.offer(slab, request_ids, np.zeros(rows, np.int32), time_us, version, predictions)
+            return
         kept = self._sampler.decide_requests(request_ids, counts, self._clock())
         if kept is None:  # each row decides for itself, or all are kept
-            rows = slab.rows
             places = np.arange(rows, dtype=np.int32) - np.repeat(np.cumsum(counts, dtype=np.int32) - counts, counts)
             ids, times = np.repeat(request_ids, counts, axis=0), np.repeat(time_us, counts)
             self.offer(slab, ids, places, times, version, predictions)

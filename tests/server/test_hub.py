@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from trimtab._native import Batch, BatchPolicy, Hub, LocalOrigin, QueuePolicy, Schema, Slab, TensorSchema, TensorSlab
 from trimtab.protos.v1 import inference_pb2 as pb
 
@@ -74,6 +76,34 @@ def values(response: Any, output: int = 0) -> Any:
 @pytest.fixture
 def bench() -> Bench:
     return Bench()
+
+
+@given(
+    columns=st.sampled_from([1, 3, 4, 5, 8, 31, 255, 257, 260]),
+    counts=st.lists(st.integers(1, 9), min_size=1, max_size=9),
+    seed=st.integers(0, 99),
+)
+def test_packed_rows_come_to_their_columns_bit_by_bit(columns: int, counts: list[int], seed: int) -> None:
+    hub = Hub()
+    names = [f"x{i}" for i in range(columns)]
+    hub.add_model("m", Schema(names, ["real"] * columns, 0), OUTPUTS, BatchPolicy())
+    hub.install("m", 1, [1], {})
+    origin = LocalOrigin(hub)
+    bits = np.random.default_rng(seed).integers(0, 1 << 32, (sum(counts), columns), np.uint32)  # with NaNs of all kinds
+    first = 0
+    for token, count in enumerate(counts):
+        request = pb.ModelInferRequest(model_name="m", id="i" * token)  # which moves what follows to odd places
+        request.inputs.add(name="features", datatype="FP32", shape=[count, columns])
+        request.raw_input_contents.append(bits[first : first + count].tobytes())
+        origin.submit(token, request.SerializeToString(), None)
+        first += count
+    batch = hub.take(10.0)
+    assert batch is not None
+    slab = batch.slab
+    assert isinstance(slab, Slab)
+    for column in range(columns):
+        assert slab.reals(column).view(np.uint32).tolist() == bits[:, column].tolist()
+    batch.fail(NOT_FOUND, "")
 
 
 def test_each_request_gets_its_own_rows_of_every_output(bench: Bench) -> None:
