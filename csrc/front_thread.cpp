@@ -1,5 +1,6 @@
 #include "front_thread.h"
 
+#include <sched.h>
 #include <signal.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
@@ -15,7 +16,9 @@
 namespace trimtab {
 namespace {
 
-constexpr std::size_t kInput = 256 << 10;
+constexpr std::size_t kInput = 64 << 10;
+constexpr std::int64_t kTurn = 64 << 10;  // bytes read in a wake-up, over all connections
+constexpr std::int64_t kCrowd = 512;      // hot requests under way from which computing them is more urgent than more
 constexpr std::size_t kOutput = 384 << 10;      // to begin with
 constexpr std::size_t kKeptBuffer = 256 << 10;  // of a request that waits to be used again
 constexpr std::size_t kKeptRequests = 8192;
@@ -141,13 +144,16 @@ void IoThread::run() {
     while (!(quitting_ && under_way_ == 0 && connections_.empty())) {
         const int count = ::epoll_wait(epoll_.get(), events.data(), static_cast<int>(events.size()), wait_ms());
         now_ = monotonic_ns();
-        for (int i = 0; i < count; ++i) handle(events[static_cast<std::size_t>(i)].data.ptr, events[static_cast<std::size_t>(i)].events);
-        std::vector<Connection*> again;
-        again.swap(again_);
-        for (Connection* connection : again) {
-            connection->reading_again = false;
-            connection->on_ready();
+        may_read_ = kTurn;
+        // Those that the last turn was too short for come first.
+        const std::size_t waiting = again_.size();
+        std::size_t read = 0;
+        for (; read < waiting && may_read(); ++read) {
+            again_[read]->reading_again = false;
+            again_[read]->on_ready();
         }
+        again_.erase(again_.begin(), again_.begin() + static_cast<std::ptrdiff_t>(read));
+        for (int i = 0; i < count; ++i) handle(events[static_cast<std::size_t>(i)].data.ptr, events[static_cast<std::size_t>(i)].events);
         take_mailbox();
         timers_.advance(now_, [this](Timer& timer) { expire(timer); });
         if (now_ >= next_sweep_) sweep();
@@ -156,6 +162,7 @@ void IoThread::run() {
         if (watching_idle_) tell_idle();
         bury();
         bridge_->post(events_);
+        if (under_way_ >= kCrowd) ::sched_yield();
     }
     current = nullptr;
 }

@@ -12,7 +12,6 @@ namespace trimtab {
 namespace {
 
 constexpr std::size_t kFlushBytes = 256 << 10;
-constexpr int kReadRounds = 8;  // of a full input buffer each, before other connections have their turn
 constexpr std::int64_t kSecond = 1'000'000'000;
 constexpr std::uint64_t kFrame = 16 << 10;
 constexpr std::int64_t kLinger = kSecond / 2;
@@ -71,13 +70,14 @@ void Connection::open_session() {
 }
 
 void Connection::read() {
-    for (int round = 0; round < kReadRounds; ++round) {
+    while (thread_.may_read()) {
         if (phase_ == Phase::dead) return;
         if (phase_ == Phase::open && output_full()) {
             paused_ = true;  // flush() reads on
             return;
         }
         const IoResult result = stream_->read(thread_.input());
+        thread_.count_read(result.bytes);
         if (result.bytes > 0) {
             heard_ = thread_.now();
             if (phase_ == Phase::open && !feed(std::span(thread_.input()).first(result.bytes))) return;

@@ -167,16 +167,6 @@ std::vector<ModelMetrics> Hub::metrics() {
 
 namespace {
 
-struct Refused {
-    StatusCode status;
-    Dropped why;
-    std::string message;
-};
-
-}  // namespace
-
-namespace {
-
 // A classification of what has no order is refused; of labels that a schema names, it is not.
 void check_classes(const OutputForm& form, const RequestedOutput& wanted, const Model& model) {
     if (form.classes == 0) return;
@@ -248,20 +238,20 @@ void Hub::check(HubRequest& request) {
     place.deadline = request.deadline;
 }
 
-void Hub::admit(HubRequest& request) {
+std::optional<Hub::Refused> Hub::admit(HubRequest& request) {
     Model& model = *request.model;
     HubRequest::Place& place = request.place;
     const std::lock_guard guard(lock_);
     if (model.removed) {
-        throw Refused{StatusCode::not_found, Dropped::not_found, "model " + quote(model.name) + " was unloaded"};
+        return Refused{StatusCode::not_found, Dropped::not_found, "model " + quote(model.name) + " was unloaded"};
     }
-    if (model.paused != StatusCode::ok) throw Refused{model.paused, Dropped::unavailable, model.paused_message};
+    if (model.paused != StatusCode::ok) return Refused{model.paused, Dropped::unavailable, model.paused_message};
     if (model.live == 0) {
-        throw Refused{StatusCode::not_found, Dropped::not_found, "model " + quote(model.name) + " has no version yet"};
+        return Refused{StatusCode::not_found, Dropped::not_found, "model " + quote(model.name) + " has no version yet"};
     }
     const std::optional<Lane> lane = model.lane_of(request.parsed.model_version);
     if (!lane) {
-        throw Refused{StatusCode::not_found, Dropped::not_found,
+        return Refused{StatusCode::not_found, Dropped::not_found,
                       "model " + quote(model.name) + " has no version " + quote(request.parsed.model_version) +
                           " loaded; loaded: " + model.known_versions()};
     }
@@ -271,20 +261,20 @@ void Hub::admit(HubRequest& request) {
     switch (model.queue.admit(place, request.arrived)) {
         case Refusal::none: break;
         case Refusal::queue_full:
-            throw Refused{StatusCode::resource_exhausted, Dropped::queue_full,
+            return Refused{StatusCode::resource_exhausted, Dropped::queue_full,
                           "model " + quote(model.name) + ": " + std::to_string(model.queue.waiting()) +
                               " requests wait (max_queue_size); try again later"};
         case Refusal::deadline_passed:
-            throw Refused{StatusCode::deadline_exceeded, Dropped::expired,
+            return Refused{StatusCode::deadline_exceeded, Dropped::expired,
                           "the deadline passed before the request was queued"};
         case Refusal::would_miss_deadline:
-            throw Refused{StatusCode::deadline_exceeded, Dropped::missed, kMissed};
+            return Refused{StatusCode::deadline_exceeded, Dropped::missed, kMissed};
         case Refusal::too_large:
-            throw Refused{StatusCode::invalid_argument, Dropped::invalid,
+            return Refused{StatusCode::invalid_argument, Dropped::invalid,
                           "expected at most " + std::to_string(policy.max_batch_size) + " rows (max_batch_size), came " +
                               std::to_string(place.rows)};
         case Refusal::no_such_priority:
-            throw Refused{StatusCode::invalid_argument, Dropped::invalid,
+            return Refused{StatusCode::invalid_argument, Dropped::invalid,
                           "parameter \"priority\": expected at most " + std::to_string(policy.levels.size()) +
                               " (priority_levels), came " + std::to_string(place.priority)};
     }
@@ -301,6 +291,7 @@ void Hub::admit(HubRequest& request) {
     request.done = false;
     if (policy.preserve_ordering) model.held.push_back(&request);
     unflushed_ = true;
+    return std::nullopt;
 }
 
 void Hub::submit(HotRequest* hot) noexcept {
@@ -321,8 +312,11 @@ void Hub::submit(HotRequest* hot) noexcept {
         if (request.span) request.span->model = request.model->name;
         check(request);
         if (request.span) request.span->rows = request.place.rows;
-        admit(request);
-        return;
+        std::optional<Refused> refused = admit(request);
+        if (!refused) return;
+        status = refused->status;
+        why = refused->why;
+        request.message = std::move(refused->message);
     } catch (Refused& refused) {
         status = refused.status;
         why = refused.why;

@@ -103,6 +103,11 @@ class Hub final : public HotTarget, public std::enable_shared_from_this<Hub> {
     std::uint32_t in_flight(const std::string& name);  // batches taken and not answered
 
   private:
+    struct Refused {
+        StatusCode status;
+        Dropped why;
+        std::string message;
+    };
     struct Table {
         std::unordered_map<std::string_view, Model*> models;
         Model* only = nullptr;  // where there is one model
@@ -117,7 +122,7 @@ class Hub final : public HotTarget, public std::enable_shared_from_this<Hub> {
 
     Model* route(std::string_view name) const;
     void check(HubRequest& request);                // throws WireError
-    void admit(HubRequest& request);                // throws Refused
+    std::optional<Refused> admit(HubRequest& request);  // no exception: overload refuses by the hundred thousand
     void rebuild_table();
     std::unique_ptr<TakenBatch> decide(std::int64_t now, std::int64_t& wait_until, Leaving& leaving);
     void send_off(Leaving& leaving);
