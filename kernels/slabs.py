@@ -161,11 +161,23 @@ def _text_buffers(array: pa.StringArray) -> tuple[NDArray[np.int32], NDArray[np.
     return np.ascontiguousarray(offsets - offsets[0]), data
 
 
+def array_of(kind: pa.DataType, values: NDArray[Any], missing: NDArray[np.bool_] | None = None) -> Array:
+    """An Arrow array over the memory of `values`, of the width that `kind` has, with nulls where `missing`.
+
+    As pa.array gives it, which imports pandas the first time, for seconds, with the interpreter's lock.
+    """
+    bits = None
+    if missing is not None and missing.any():
+        bits = pa.py_buffer(np.packbits(~missing, bitorder="little"))
+    data = np.packbits(values, bitorder="little") if pa.types.is_boolean(kind) else np.ascontiguousarray(values)
+    return pa.Array.from_buffers(kind, len(values), [bits, pa.py_buffer(data)])
+
+
 def _column_to_arrow(slab: Slab, index: int, kind: str) -> Array:
     # The slab's views are true only until it changes; what is handed out is a copy.
     if kind == "integer":
         integers = np.array(slab.integers(index))
-        return pa.array(integers, mask=integers == MISSING_INTEGER)
+        return array_of(pa.int64(), integers, integers == MISSING_INTEGER)
     if kind == "string":
         offsets, data = slab.strings(index)
         rows = len(offsets) - 1
@@ -175,6 +187,5 @@ def _column_to_arrow(slab: Slab, index: int, kind: str) -> Array:
     reals = np.array(slab.reals(index))
     missing = np.isnan(reals)
     if kind == "boolean":
-        flags: Array = pa.array(reals == 1, mask=missing)
-        return flags
-    return pa.array(reals, mask=missing)
+        return array_of(pa.bool_(), reals == 1, missing)
+    return array_of(pa.float32(), reals, missing)

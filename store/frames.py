@@ -44,14 +44,14 @@ class FrameFile:
         with os_errors("write", path):
             self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
         try:
-            self._write(_MAGIC + _frame(schema.serialize()))
+            self._write(_MAGIC, *_frame(schema.serialize()))
         except BaseException:
             self.remove()
             raise
 
     def append(self, batch: pa.RecordBatch) -> None:
         """Writes one frame and makes it last. Raises StoreError; the file is as it was before then."""
-        self._write(_frame(batch.serialize()))
+        self._write(*_frame(batch.serialize()))
 
     def close(self) -> None:
         """Leaves the file as it is."""
@@ -63,16 +63,17 @@ class FrameFile:
         with os_errors("remove", self.path):
             self.path.unlink()
 
-    def _write(self, data: bytes) -> None:
+    def _write(self, *parts: bytes | memoryview) -> None:
         with os_errors("write", self.path):
             try:
-                write_all(self._descriptor, data)
+                for data in parts:
+                    write_all(self._descriptor, data)
                 os.fdatasync(self._descriptor)
             except OSError:
                 os.ftruncate(self._descriptor, self.size)
                 os.lseek(self._descriptor, self.size, os.SEEK_SET)
                 raise
-        self.size += len(data)
+        self.size += sum(map(len, parts))
 
 
 def recover(data: bytes) -> Recovered:
@@ -101,10 +102,10 @@ def recover(data: bytes) -> Recovered:
     return Recovered(batches, "")
 
 
-def _frame(payload: pa.Buffer) -> bytes:
-    body = payload.to_pybytes()
+def _frame(payload: pa.Buffer) -> tuple[bytes, memoryview]:
+    body = memoryview(payload)
     length = len(body).to_bytes(4, "little")
-    return length + crc32c(body, crc32c(length)).to_bytes(4, "little") + body
+    return length + crc32c(body, crc32c(length)).to_bytes(4, "little"), body
 
 
 def _payload(data: bytes, offset: int) -> tuple[bytes | None, str]:

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 from trimtab._native import Schema, Slab
-from trimtab.kernels.slabs import slab_to_arrow
+from trimtab.kernels.slabs import array_of, slab_to_arrow
 
 __all__ = ["Pending", "arrow_schema"]
 
@@ -84,16 +84,16 @@ class Pending:
     def to_batch(self, schema: pa.Schema) -> pa.RecordBatch:
         """The rows, with arrow_schema's columns."""
         side = self._side[: self.rows]
-        predictions: Any = pa.array(side["prediction"].reshape(-1))
+        predictions: Any = array_of(pa.float32(), side["prediction"].reshape(-1))
         if self._width > 1:
             predictions = pa.FixedSizeListArray.from_arrays(predictions, type=_prediction_type(self._width))
         ids = pa.py_buffer(side["id"].tobytes())
         columns = [
             pa.FixedSizeBinaryArray.from_buffers(pa.binary(16), self.rows, [None, ids]),
-            pa.array(side["row"]),
-            pa.array(side["time"]).view(_TIME),
-            pa.array(side["version"]),
-            pa.array(side["inclusion"]),
+            array_of(pa.int32(), side["row"]),
+            array_of(_TIME, side["time"]),
+            array_of(pa.int32(), side["version"]),
+            array_of(pa.float32(), side["inclusion"]),
             *slab_to_arrow(self._slab),
             predictions,
         ]

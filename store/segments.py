@@ -284,8 +284,14 @@ class SegmentFolder:
 
 
 def _arrow_file(table: pa.Table) -> memoryview:
-    """The table as one record batch in an Arrow IPC file."""
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_file(sink, table.schema) as writer:
-        writer.write_table(table.combine_chunks())
-    return memoryview(sink.getvalue())
+    """The table as an Arrow IPC file. Its size is found first, so that memory is taken once and not in steps."""
+
+    def write(sink: Any) -> None:
+        with pa.ipc.new_file(sink, table.schema) as writer:
+            writer.write_table(table)
+
+    size = pa.MockOutputStream()
+    write(size)
+    data = pa.allocate_buffer(size.size())
+    write(pa.FixedSizeBufferWriter(data))
+    return memoryview(data)

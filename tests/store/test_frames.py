@@ -101,7 +101,7 @@ def test_a_frame_that_is_well_formed_but_no_batch() -> None:
     from trimtab.store.frames import _frame
 
     data = written()[0]
-    found = recover(data + _frame(pa.py_buffer(b"not a message at all")))
+    found = recover(data + b"".join(_frame(pa.py_buffer(b"not a message at all"))))
     assert len(found.batches) == 5
     assert "not an Arrow message" in found.damage
     assert "\n" not in found.damage
