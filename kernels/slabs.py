@@ -168,9 +168,9 @@ def array_of(kind: pa.DataType, values: NDArray[Any], missing: NDArray[np.bool_]
     """
     bits = None
     if missing is not None and missing.any():
-        bits = pa.py_buffer(np.packbits(~missing, bitorder="little"))
+        bits = pa.py_buffer(np.packbits(~missing, bitorder="little").data)
     data = np.packbits(values, bitorder="little") if pa.types.is_boolean(kind) else np.ascontiguousarray(values)
-    return pa.Array.from_buffers(kind, len(values), [bits, pa.py_buffer(data)])
+    return pa.Array.from_buffers(kind, len(values), [bits, pa.py_buffer(data.data)])
 
 
 def _column_to_arrow(slab: Slab, index: int, kind: str) -> Array:

@@ -106,6 +106,8 @@ class Task:
             return torch.sigmoid(logits)
         if self.kind == "multiclass":
             return torch.softmax(logits, dim=1)
+        if self.scale == 1.0 and self.center == 0.0:
+            return logits
         return logits * self.scale + self.center
 
     def summary(self, predictions: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -241,7 +241,7 @@ class QueuePolicySettings(Settings):
     """Longest wait of requests that do not say; 0: none."""
     allow_timeout_override: bool = True
     """Whether a request's `timeout` parameter takes the default's place."""
-    max_queue_size: Annotated[int, Field(ge=0)] = 4096
+    max_queue_size: Annotated[int, Field(ge=0)] = 16_384
     """Most requests that wait; beyond it they get RESOURCE_EXHAUSTED. 0: any number."""
 
 
@@ -262,7 +262,7 @@ class BatchingSettings(Settings):
     """Number of priorities; requests name one in their `priority` parameter, 1 being the most urgent. 0: none."""
     default_priority_level: Annotated[int, Field(ge=0)] = 0
     """Priority of requests that name none; needed where there are priorities."""
-    max_queue_size: Annotated[int, Field(ge=0)] = 4096
+    max_queue_size: Annotated[int, Field(ge=0)] = 16_384
     """Most requests that wait (of each priority); beyond it they get RESOURCE_EXHAUSTED. 0: any number."""
     default_timeout_microseconds: Annotated[int, Field(ge=0)] = 0
     """Longest wait of requests that do not say; 0: none."""
