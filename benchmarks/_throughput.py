@@ -14,6 +14,8 @@ from peers.triton import SETTINGS
 
 SIZES = (1, 8, 64, 512)
 TRIAL = 0.3
+# Peers have their best settings, so we have ours: fuller batches than by default, for requests of many rows.
+TUNED = "[model.batching]\nmax_batch_size = 4096\n"
 # Each starts a process that imports torch: --quick has time for one.
 QUICK_SETTINGS = ("m512d0",)
 
@@ -22,8 +24,8 @@ def start_all(bench: Bench, *names: str) -> None:
     """Starts those of the compared servers that are named; see the benchmark's docstring for what each is."""
     folder = bench.folder
     makers = {
-        "trimtab": lambda: trimtab("trimtab", make_project(folder / "trimtab")),
-        "entry": lambda: trimtab("entry", make_project(folder / "entry", entry=True)),
+        "trimtab": lambda: trimtab("trimtab", make_project(folder / "trimtab", sections=TUNED)),
+        "entry": lambda: trimtab("entry", make_project(folder / "entry", entry=True, sections=TUNED)),
         "echo": lambda: front("echo", folder / "echo", "--echo"),
         "loop1": lambda: front("loop1", folder / "loop1", "--loop", "1"),
         "loop64": lambda: front("loop64", folder / "loop64", "--loop", "64"),
@@ -225,7 +227,7 @@ def with_tls(folder: Path, server_settings: str = "") -> Server:
     words += ["-days", "2", "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"]
     words += ["-keyout", str(folder / "key.pem"), "-out", str(folder / "cert.pem")]
     subprocess.run(words, check=True, capture_output=True)
-    project = make_project(place, server=settings, files=(folder / "key.pem", folder / "cert.pem"))
+    project = make_project(place, server=settings, sections=TUNED, files=(folder / "key.pem", folder / "cert.pem"))
     server = trimtab("trimtab_tls", project)
     server.tls = True
     return server

@@ -2,8 +2,8 @@
 
 Servers, each a process on the first core; the load generator (native/load.cpp, ours) has the last one:
 
-- trimtab: `trimtab serve` with 32 real columns (impute, standardise: 64 features with the missing indicators), an MLP
-  of 128, drift on, captures on at their cap;
+- trimtab: `trimtab serve` with 32 real columns (impute, standardise), an MLP 32 → 128 → 1, drift on, captures on at
+  their cap, batches of at most 4096 rows (by default 1024);
 - entry: the same with the network as a module of the user's own;
 - triton: NVIDIA Triton 2.51, Python backend, a torch MLP 32 → 128 → 1, at the batching settings and the concurrency
   that serve it best; mlserver: the same network; aio_echo: an empty handler on grpc.aio;

@@ -1,5 +1,6 @@
 #include "front_thread.h"
 
+#include <pthread.h>
 #include <sched.h>
 #include <signal.h>
 #include <sys/epoll.h>
@@ -140,6 +141,7 @@ void IoThread::command(std::vector<Command> commands) {
 
 void IoThread::run() {
     current = this;
+    ::pthread_setname_np(::pthread_self(), ("trimtab-io-" + std::to_string(index_)).substr(0, 15).c_str());
     std::array<epoll_event, 256> events{};
     while (!(quitting_ && under_way_ == 0 && connections_.empty())) {
         const int count = ::epoll_wait(epoll_.get(), events.data(), static_cast<int>(events.size()), wait_ms());
