@@ -114,7 +114,8 @@ class CaptureWriter:
         # Guards all below, and wakes both the writer (work) and offer in lockstep (room).
         self._changed = threading.Condition()
         self._commands: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
-        self._pending = self._fresh()
+        # One fills while the other is at the disk.
+        self._pending, self._spare = (Pending(schema, prediction_width, self._limit) for _ in range(2))
         self._first_offer = 0.0
         self._rows = self._dropped = self._sampled_out = self._damaged = 0
         self._error = ""
@@ -282,9 +283,6 @@ class CaptureWriter:
                 error=self._error,
             )
 
-    def _fresh(self) -> Pending:
-        return Pending(self._schema, self._width, self._limit)
-
     def _room(self) -> int:
         """Rows that may be offered now. In lockstep waits until there are some, unless the disk takes none."""
         if self._lockstep:
@@ -327,11 +325,13 @@ class CaptureWriter:
                     self._changed.wait(rest)
                 if self._closing and not self._commands:
                     return
-                pending, self._pending = self._pending, self._fresh()
+                pending = self._pending
+                self._pending, self._spare = self._spare, pending
                 commands = list(self._commands)
                 self._commands.clear()
                 self._changed.notify_all()
             self._take(pending)
+            pending.clear()
             for command, future in commands:
                 try:
                     future.set_result(command())

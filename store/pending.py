@@ -1,7 +1,8 @@
 """Rows on their way to a segment: what `offer` copies into, and how it becomes an Arrow record batch.
 
-A Pending is filled by the compute thread under the writer's lock, handed over whole, turned into a batch by the
-writer thread, and dropped. The batch may share its memory, so a Pending is never filled again.
+A Pending is filled by the compute thread under the writer's lock, handed over whole, and turned into a batch by the
+writer thread. The batch shares no memory with it, so it is emptied and filled again: pages that are there already cost
+the compute thread nothing.
 
 Columns of a segment: _request_id fixed_size_binary(16), _row int32 (place in the request), _time timestamp[us, UTC]
 (data time), _version int32, _inclusion float32 (see sampling.py), the fields as received under their own names,
@@ -81,8 +82,13 @@ class Pending:
         side["prediction"] = predictions
         self.rows = end
 
+    def clear(self) -> None:
+        """Forgets the rows, and keeps the memory."""
+        self.rows = 0
+        self._slab.clear()
+
     def to_batch(self, schema: pa.Schema) -> pa.RecordBatch:
-        """The rows, with arrow_schema's columns."""
+        """A copy of the rows, with arrow_schema's columns."""
         side = self._side[: self.rows]
         predictions: Any = array_of(pa.float32(), side["prediction"].reshape(-1))
         if self._width > 1:
