@@ -1,9 +1,9 @@
 """What one batch costs on the CPU: the forward pass, by every way to run it, and the step around it; and the start.
 
-- `forward`: logits to predictions of three networks, by batch size: `module` (calling the nn.Module), `eager` (what
-  serves: the same operations without nn.Module's way of calling), `trace` (torch.jit.trace, frozen), `numpy` (what BLAS
-  takes for it) and, without --quick, `compile` (torch.compile, dynamic, frozen) and `aot` (AOTInductor, frozen: what
-  `run = "compiled"` uses).
+- `forward`: logits to predictions of three networks, by batch size: `module` (calling the nn.Module), `eager` (the same
+  operations without nn.Module's way of calling) and `packed` (on weights that are laid out for the processor), which of
+  the two is faster serves, `trace` (torch.jit.trace, frozen), `numpy` (what BLAS takes for it) and, without --quick,
+  `compile` (torch.compile, dynamic, frozen) and `aot` (AOTInductor, frozen: what `run = "compiled"` uses).
 - `predict`: slab to predictions, columns and model, without and with the drift sketch.
 - `step`: what the compute thread does with a batch of one-row requests, from taking it to having kept it; drift on, and
   capture beyond its cap.
@@ -57,7 +57,7 @@ from trimtab.store.project import Project
 from trimtab.store.versions import VersionStore
 
 FEATURES = 32
-SIZES = (1, 8, 64, 128, 256, 512)
+SIZES = (1, 8, 64, 128, 256, 512, 1024)
 NETWORKS = {"32-128-1": (32, (128,)), "64-128-64-1": (64, (128, 64)), "64-512-256-128-1": (64, (512, 256, 128))}
 STANDARDISE = (Transform.parse({"op": "impute", "flag": False}), Transform("standardise"))
 Row = dict[str, Any]
@@ -162,6 +162,7 @@ def forward_rows(quick: bool, seconds: float) -> list[Row]:
             ways: dict[str, Callable[[torch.Tensor], Any]] = {
                 "module": whole,
                 "eager": lambda x, run=version.run_eagerly, ids=ids: run(x, ids),
+                "packed": lambda x, run=version.packed(), ids=ids: run(x, ids),
                 "trace": torch.jit.freeze(torch.jit.trace(whole, torch.randn(8, features))),
             }
             with torch.no_grad():
