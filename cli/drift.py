@@ -1,11 +1,13 @@
-"""`trimtab drift`: windows of served rows against the training data, from the running server or from state/."""
+"""`trimtab drift`: windows of served rows against the training data, from the running server or from state/; or, given
+files, one against the other (cli/drift_run.py)."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
+from trimtab.cli.errors import UsageError
 from trimtab.cli.options import Directory, Json, Model
 
 if TYPE_CHECKING:
@@ -19,25 +21,85 @@ _NAMES = {"ks": "kolmogorov_smirnov"}
 
 
 def drift(
+    reference: Annotated[
+        Path | None, typer.Argument(metavar="REFERENCE", help="CSV or Parquet file.", show_default=False)
+    ] = None,
+    current: Annotated[
+        Path | None, typer.Argument(metavar="CURRENT", help="File to compare with it.", show_default=False)
+    ] = None,
     windows: Annotated[int, typer.Option("--windows", metavar="N", min=1, help="How many closed windows to show.")] = 1,
     everything: Annotated[bool, typer.Option("--all", help=f"All features, not the {_SHOWN} largest effects.")] = False,
+    columns: Annotated[
+        list[str] | None, typer.Option("--columns", metavar="COLS", help="Files: compare only these columns.")
+    ] = None,
+    time: Annotated[str, typer.Option("--time", metavar="COL", help="Files: column with each row's time.")] = "",
+    window: Annotated[
+        str, typer.Option("--window", metavar="T", help="Files: current rows in windows of this length, such as 7d.")
+    ] = "",
+    until: Annotated[
+        str,
+        typer.Option(
+            "--until",
+            metavar="TIME",
+            help="One file: its rows before this are the reference.",
+            show_default="the middle of its times",
+        ),
+    ] = "",
+    html: Annotated[
+        Path | None, typer.Option("--html", metavar="FILE", help="Files: write a report.", show_default=False)
+    ] = None,
+    mode: Annotated[
+        Literal["trimtab", "evidently"],
+        typer.Option("--mode", metavar="M", help="Files: trimtab, or evidently for its tests and thresholds."),
+    ] = "trimtab",
+    alpha: Annotated[
+        float, typer.Option("--alpha", metavar="P", min=0.0, max=1.0, help="Files: false discovery rate.")
+    ] = 0.01,
+    min_effect: Annotated[
+        float, typer.Option("--min-effect", metavar="PSI", min=0.0, help="Files: least effect that counts.")
+    ] = 0.1,
     model: Model = "",
     directory: Directory = Path("."),
     as_json: Json = False,
 ) -> None:
     """Show how what is served differs from what the model was trained on: the newest closed windows, largest effect
-    first.
+    first. With files: how CURRENT differs from REFERENCE, without a project or server.
 
     Effects do not grow with the number of rows; p-values are adjusted for looking at all features
     (Benjamini-Hochberg). An alarm needs a small p-value and a large effect in several windows in a row
     ([model.drift]). Drift informs; whether the model suffers is what realised quality says. Works without a server
     too, from what lies in state/.
 
+    Files may be larger than memory: they are streamed, and only counts are kept. One file with --time is cut in two.
+    The report opens without a network.
+
     \b
     Examples:
       trimtab drift -C flights
       trimtab drift --windows 10 --all --json
+      trimtab drift january.parquet june.csv --html report.html
+      trimtab drift train.csv served.csv --time time --window 7d --columns age,income
+      trimtab drift flights.parquet --time time --until 2013-07-01 --window 7d --html report.html
+      trimtab drift january.parquet june.csv --mode evidently
     """
+    if reference is not None:
+        from trimtab.cli.drift_run import FileOptions, drift_of_files
+        from trimtab.cli.options import names
+        from trimtab.cli.output import Output
+
+        if model or windows != 1:
+            raise UsageError("--model and --windows are about a served model and do not go with files")
+        options = FileOptions(
+            reference, current, names(columns), time, window, until, html, mode, alpha, min_effect, everything
+        )
+        drift_of_files(options, Output(as_json))
+        return
+    if columns or time or window or until or html or mode != "trimtab":
+        raise UsageError("--columns, --time, --window, --until, --html and --mode go with files: REFERENCE CURRENT")
+    _of_model(directory, model, windows, everything, as_json)
+
+
+def _of_model(directory: Path, model: str, windows: int, everything: bool, as_json: bool) -> None:
     from dataclasses import asdict
 
     from trimtab.cli.output import Output, when

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["Output", "Task", "number", "when"]
+__all__ = ["Output", "Task", "number", "p_value", "when"]
 
 
 class Task(Protocol):
@@ -151,6 +151,11 @@ def number(value: object, digits: int = 4) -> str:
     if value != 0 and not 1e-4 <= abs(value) < 1e9:
         return f"{value:.{digits - 1}g}"
     return f"{value:,.{digits}f}"
+
+
+def p_value(value: float) -> str:
+    """A p-value for a person."""
+    return "<1e-12" if value < 1e-12 else number(value, 3)
 
 
 def when(time_us: int) -> str:

@@ -11,7 +11,7 @@ from html import escape
 
 from trimtab.cli.output import number
 
-__all__ = ["columns_chart", "line_chart", "share_bars", "sparkline"]
+__all__ = ["columns_chart", "heat_chart", "line_chart", "pair_chart", "share_bars", "sparkline"]
 
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 8, 8, 20
 
@@ -62,6 +62,66 @@ def columns_chart(bars: Sequence[tuple[str, int]], *, width: int = 520, height: 
         for place, name, anchor in ends
     )
     return _frame(width, height, _y_axis(0, most, tall, width) + marks + names)
+
+
+def pair_chart(
+    names: Sequence[str],
+    first: Sequence[float],
+    second: Sequence[float],
+    *,
+    said: tuple[str, str],
+    width: int = 520,
+    height: int = 170,
+) -> str:
+    """Two rows of shares as pairs of upright bars, the first in grey; `said`: what each is, for hovering."""
+    most = max([*first, *second], default=0.0)
+    if not names or not most > 0:
+        return ""
+    inner, tall = width - _LEFT - _RIGHT, height - _TOP - _BOTTOM
+    step = inner / len(names)
+    wide = step * 0.42
+    marks = "".join(
+        f'<rect class="{kind}" x="{_LEFT + i * step + place * wide + step * 0.08:.1f}" '
+        f'y="{_TOP + tall * (1 - share / most):.1f}" width="{wide:.1f}" height="{tall * share / most:.1f}">'
+        f"<title>{escape(name)}: {share:.2%} of {escape(what)}</title></rect>"
+        for i, name in enumerate(names)
+        for place, kind, share, what in ((0, "was", first[i], said[0]), (1, "bar", second[i], said[1]))
+    )
+    ends = [(_LEFT, names[0], "start"), (width - _RIGHT, names[-1], "end")][: len(names)]
+    texts = "".join(
+        f'<text x="{x}" y="{height - 5}" text-anchor="{anchor}">{escape(_short(name, 28))}</text>'
+        for x, name, anchor in ends
+    )
+    return _frame(width, height, _y_axis(0, most, tall, width, percent=True) + marks + texts)
+
+
+def heat_chart(
+    columns: Sequence[Sequence[float]],
+    names: Sequence[str],
+    times: Sequence[str],
+    *,
+    width: int = 520,
+    height: int = 170,
+) -> str:
+    """A distribution over time: shares [times][bins] as shades, the first bin at the bottom, time to the right."""
+    most = max((share for column in columns for share in column), default=0.0)
+    if not columns or not most > 0:
+        return ""
+    inner, tall = width - _LEFT - _RIGHT, height - _TOP - _BOTTOM
+    step, high = inner / len(columns), tall / len(names)
+    cells = "".join(
+        f'<rect class="heat" x="{_LEFT + i * step:.1f}" y="{_TOP + tall - (j + 1) * high:.1f}" '
+        f'width="{step + 0.2:.1f}" height="{high + 0.2:.1f}" fill-opacity="{share / most:.2f}">'
+        f"<title>{escape(times[i])}: {share:.1%} {escape(_short(names[j], 40))}</title></rect>"
+        for i, column in enumerate(columns)
+        for j, share in enumerate(column)
+        if share > 0
+    )
+    ends = (
+        f'<text x="{_LEFT}" y="{height - 5}">{escape(times[0])}</text>'
+        f'<text x="{width - _RIGHT}" y="{height - 5}" text-anchor="end">{escape(times[-1])}</text>'
+    )
+    return _frame(width, height, cells + (ends if len(times) > 1 else ends.partition("</text>")[0] + "</text>"))
 
 
 def line_chart(

@@ -205,9 +205,12 @@ def open_table(path: Path | str, *, time: str | None = None) -> Table:
     return table
 
 
-def times_of(array: pa.Array[Any], column: str, path: Path | str = "") -> NDArray[np.int64]:
+def times_of(
+    array: pa.Array[Any], column: str, path: Path | str = "", *, largest: float | None = None
+) -> NDArray[np.int64]:
     """int64 [n] µs UTC of a column of times: timestamps and dates (without a zone: UTC), ISO 8601 text, or numbers
-    since the epoch (seconds, or ms, µs, ns by their size). INT64_MIN where there is none. Raises DataError."""
+    since the epoch (seconds, or ms, µs, ns by their size, or by that of the `largest` of the column that the array is
+    a part of). INT64_MIN where there is none. Raises DataError."""
     where = f"{path}: " if str(path) else ""
     kind = array.type
     if pa.types.is_dictionary(kind):
@@ -215,7 +218,7 @@ def times_of(array: pa.Array[Any], column: str, path: Path | str = "") -> NDArra
         array = array.cast(kind)
     try:
         if pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind):
-            return _numeric_times(array)
+            return _numeric_times(array, largest)
         if pa.types.is_string(kind) or pa.types.is_large_string(kind):
             array = array.cast(pa.timestamp("us", "UTC") if _zoned(array) else pa.timestamp("us"))
         elif pa.types.is_date(kind) or pa.types.is_timestamp(kind):
@@ -232,7 +235,7 @@ def times_of(array: pa.Array[Any], column: str, path: Path | str = "") -> NDArra
         ) from None
 
 
-def _numeric_times(array: pa.Array[Any]) -> NDArray[np.int64]:
+def _numeric_times(array: pa.Array[Any], largest: float | None) -> NDArray[np.int64]:
     if pa.types.is_integer(array.type):
         missing = np.asarray(array.is_null().to_numpy(zero_copy_only=False), dtype=bool)
         values = np.asarray(array.cast(pa.int64()).fill_null(0).to_numpy(zero_copy_only=False))
@@ -240,7 +243,8 @@ def _numeric_times(array: pa.Array[Any]) -> NDArray[np.int64]:
         floats = np.asarray(array.cast(pa.float64()).to_numpy(zero_copy_only=False), dtype=np.float64)
         missing = ~np.isfinite(floats)
         values = np.where(missing, 0.0, floats)
-    largest = float(np.abs(values).max()) if len(values) else 0.0
+    if largest is None:
+        largest = float(np.abs(values).max()) if len(values) else 0.0
     # Seconds reach 1e11 in the year 5138, milliseconds were there in 1973.
     scale = 1e6 if largest < 1e11 else 1e3 if largest < 1e14 else 1.0 if largest < 1e17 else 1e-3
     if scale >= 1 and values.dtype.kind == "i":
