@@ -159,10 +159,12 @@ def forward_rows(quick: bool, seconds: float) -> list[Row]:
         for name, (features, widths) in NETWORKS.items():
             version = version_of(features, widths)
             whole, floor, ids = Whole(version).eval(), in_numpy(version), torch.empty(0, 0, dtype=torch.int64)
+            packed = version.packed()
+            assert packed is not None, "expected a torch with oneDNN"
             ways: dict[str, Callable[[torch.Tensor], Any]] = {
                 "module": whole,
                 "eager": lambda x, run=version.run_eagerly, ids=ids: run(x, ids),
-                "packed": lambda x, run=version.packed(), ids=ids: run(x, ids),
+                "packed": lambda x, run=packed, ids=ids: run(x, ids),
                 "trace": torch.jit.freeze(torch.jit.trace(whole, torch.randn(8, features))),
             }
             with torch.no_grad():
