@@ -130,12 +130,9 @@ def compare_rows(
                 f"which at most {MOST_WINDOWS:,} fit into its times"
             )
     names = [column.field.name for column in columns]
-    try:
-        program = fit_sketch([column.field for column in columns], reference.batches(names))
-        before = sketch_rows(program, reference, 0)[0][NO_TIME]
-        windows, untimed = sketch_rows(program, current, window_us)
-    except UnicodeDecodeError as error:
-        raise DataError(f"text that is not UTF-8 (byte {error.start} of a value)") from None
+    program = fit_sketch([column.field for column in columns], reference.batches(names))
+    before = sketch_rows(program, reference, 0)[0][NO_TIME]
+    windows, untimed = sketch_rows(program, current, window_us)
     now = Sketch(program.sketch)
     for sketch in windows.values():
         now.merge(sketch)

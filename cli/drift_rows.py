@@ -80,6 +80,7 @@ class Rows:
         asked = [*names, timed.time] if timed is not None and timed.time not in names else names
         for batch in self.table.iter_batches(asked):
             read = batch.num_rows
+            self._check_text(batch)
             found = None if timed is None else timed.of(batch)
             if found is not None and self.bounded:
                 kept = found != NO_TIME
@@ -92,3 +93,12 @@ class Rows:
             if batch.num_rows:
                 yield batch.select(names), found
             self.tell(read)
+
+    def _check_text(self, batch: pa.RecordBatch) -> None:
+        """Parquet promises UTF-8, and writers break the promise."""
+        for field, column in zip(batch.schema, batch.columns, strict=True):
+            if pa.types.is_string(field.type):
+                try:
+                    column.validate(full=True)
+                except pa.ArrowInvalid:
+                    raise DataError(f"{self.table.path}: column {field.name!r} has text that is not UTF-8") from None

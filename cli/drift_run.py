@@ -158,7 +158,7 @@ def _statement(options: FileOptions, found: Comparison, cut: int | None, window_
             f"The reference is {options.reference} before {when(cut)} UTC by {options.time} "
             f"({found.reference_rows:,} rows), compared with what follows "
         )
-    lines = [f"{sides}({found.rows:,} rows): {len(found.features)} columns, {len(found.left)} left out."]
+    lines = [f"{sides}({found.rows:,} rows): columns compared {len(found.features)}, left out {len(found.left)}."]
     if options.mode == "evidently":
         from trimtab.cli.drift_evidently import kept_rows
 

@@ -151,6 +151,39 @@ def test_what_cannot_be_is_refused_in_one_line(tmp_path: Path) -> None:
     assert "expected times" in files.fails("drift", path, path, "--time", "grade")
 
 
+@pytest.mark.parametrize("mode", ["trimtab", "evidently"])
+def test_text_that_is_not_utf8(tmp_path: Path, mode: str) -> None:
+    bytes_ = [None, pa.py_buffer(np.array([0, 1, 2], np.int32)), pa.py_buffer(b"\xff\xfe")]
+    bad = files.parquet(pa.table({"x": pa.Array.from_buffers(pa.string(), 2, bytes_)}), tmp_path / "bad.parquet")
+    good = files.parquet(pa.table({"x": ["a", "b"]}), tmp_path / "good.parquet")
+    for pair in ((good, bad), (bad, good)):
+        said = files.fails("drift", *pair, "--mode", mode)
+        assert said == f"trimtab: {bad}: column 'x' has text that is not UTF-8"
+
+
+def test_types_that_files_have(tmp_path: Path) -> None:
+    from decimal import Decimal
+
+    rows = pa.table(
+        {
+            "decimal": [Decimal("1.5"), Decimal("2")],
+            "huge": pa.array([2**64 - 1, 2], pa.uint64()),
+            "dictionary": pa.array(["a", "b"]).dictionary_encode(),
+            "half": pa.array(np.array([1, 2], np.float16)),
+            "": [1, 2],
+            "list": [[1], [2]],
+        }
+    )
+    path = files.parquet(rows, tmp_path / "a.parquet")
+    said = drift(path, path)
+    assert set(said["by_name"]) == {"decimal", "huge", "dictionary", "half"}
+    assert said["drifted"] == 0
+    packed = tmp_path / "b.csv.gz"
+    with pa.output_stream(str(packed), compression="gzip") as sink:
+        pcsv.write_csv(table(50), sink)
+    assert drift(packed, packed, "--time", "time")["current"]["rows"] == 50
+
+
 def test_the_report_is_whole_and_opens_in_a_browser(tmp_path: Path) -> None:
     evil = "<script>alert(1)</script>\"'&"
     rng = np.random.default_rng(0)
