@@ -226,6 +226,23 @@ the module was imported (ImportError where this machine does not have it)."""
 CPU_LEVELS: tuple[str, ...]
 """What this machine can run, the best first, of v4 (AVX-512), v3 (AVX2), v2 and portable. All give the same bits."""
 
+class ColumnTable:
+    """Rows of a schema in arrays that are borrowed, not copied: nobody may write to them while a program reads them.
+
+    values: one contiguous array per field as Slab.append_columns takes them (string offsets int32), or, where all
+    fields are real and none is a key, float32 [rows, fields], C-contiguous. Raises ValueError on anything else.
+    """
+
+    def __init__(
+        self,
+        schema: Schema,
+        values: NDArray[np.float32]
+        | Sequence[NDArray[np.float32] | NDArray[np.int64] | tuple[NDArray[np.int32], NDArray[np.uint8]]],
+    ) -> None: ...
+    @property
+    def rows(self) -> int: ...
+    def __len__(self) -> int: ...
+
 class CompiledProgram:
     """A column program for the CPU; immutable, any number of threads may run it. See trimtab.kernels.cpu, its only
     user.
@@ -247,18 +264,19 @@ class CompiledProgram:
     def n_ids(self) -> int: ...
     def run(
         self,
-        slab: Slab,
+        rows: Slab | ColumnTable,
         counts: NDArray[np.uint64] | None,
         moments: NDArray[np.float64] | None,
         start: int = 0,
         stop: int = -1,
         features: NDArray[np.float32] | None = None,
         ids: NDArray[np.int64] | None = None,
+        threads: int = 1,
     ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """Features [n, n_features] and ids [n, n_ids] of rows [start, stop), in the arrays given or new ones; adds
         them to counts and moments, in place.
 
-        ValueError on a slab of another schema or arrays that are too short, IndexError on rows out of range.
+        ValueError on rows of another schema or arrays that are too short, IndexError on rows out of range.
         """
 
 def sketch_values(

@@ -7,6 +7,7 @@ namespace trimtab {
 
 void bind_slab(pybind11::module_& module);     // slab_bindings.cpp: Schema, Slab
 void bind_codec(pybind11::module_& module);    // codec.cpp: InferRequest, encode_infer_response, WireError
+void bind_column_table(pybind11::module_& module);  // column_table.cpp: ColumnTable
 void bind_columns(pybind11::module_& module);  // columns.cpp: CompiledProgram, NativeSketch
 void bind_hot(pybind11::module_& module);      // hot_bindings.cpp: HotTarget, HAS_FRONT
 void bind_tensors(pybind11::module_& module);  // tensor_bindings.cpp: TensorSchema, TensorSlab, TensorRequest

@@ -4,12 +4,15 @@
 #include <pybind11/stl.h>
 
 #include <cmath>
+#include <memory>
 #include <optional>
 #include <stdexcept>
 #include <string>
 #include <tuple>
 
 #include "bindings.h"
+#include "buffer.h"
+#include "column_table.h"
 #include "columns_levels.h"
 #include "columns_program.h"
 
@@ -91,11 +94,24 @@ T* fillable_values(py::handle object, std::size_t least, const char* what) {
     return reinterpret_cast<T*>(array.data);
 }
 
+// A large one begins with a cache line, so that it may be written past the caches.
+template <class T>
+py::object new_table(py::ssize_t rows, py::ssize_t width) {
+    constexpr std::size_t kLarge = std::size_t{1} << 20;
+    const std::size_t size = static_cast<std::size_t>(rows) * static_cast<std::size_t>(width);
+    if (size * sizeof(T) < kLarge) return py::array_t<T, py::array::c_style>({rows, width});
+    auto buffer = std::make_unique<Buffer<T>>(size);
+    T* const values = buffer->data();
+    py::capsule owner(buffer.get(), [](void* kept) { delete static_cast<Buffer<T>*>(kept); });
+    buffer.release();
+    return py::array_t<T, py::array::c_style>({rows, width}, values, owner);
+}
+
 // None makes a new one.
 template <class T>
 T* output_table(py::object& object, py::ssize_t rows, std::size_t columns, const char* what) {
     const auto width = static_cast<py::ssize_t>(columns);
-    if (object.is_none()) object = py::array_t<T, py::array::c_style>({rows, width});
+    if (object.is_none()) object = new_table<T>(rows, width);
     const auto& array = fillable<T>(object, what);
     if (array.nd != 2 || array.dimensions[0] != rows || array.dimensions[1] != width) {
         throw std::invalid_argument("expected " + std::string(what) + " [" + std::to_string(rows) + ", " +
@@ -104,16 +120,17 @@ T* output_table(py::object& object, py::ssize_t rows, std::size_t columns, const
     return reinterpret_cast<T*>(array.data);
 }
 
-py::tuple run(const CompiledProgram& program, const Slab& slab, py::handle counts, py::handle moments,
-              py::ssize_t start, py::ssize_t stop, py::object features, py::object ids) {
-    if (!program.reads(slab.schema()))
-        throw std::invalid_argument("expected a slab of the program's schema, came one of another");
-    const auto rows = static_cast<py::ssize_t>(slab.rows());
+py::tuple run(const CompiledProgram& program, const Schema& schema, const ColumnSource& source, py::handle counts,
+              py::handle moments, py::ssize_t start, py::ssize_t stop, py::object features, py::object ids,
+              std::size_t threads) {
+    if (!program.reads(schema)) throw std::invalid_argument("expected rows of the program's schema, came of another");
+    const auto rows = static_cast<py::ssize_t>(source.rows());
     if (stop == -1) stop = rows;
     if (start < 0 || stop < start || stop > rows) {
         throw std::out_of_range("expected rows within [0, " + std::to_string(rows) + "), came [" +
                                 std::to_string(start) + ", " + std::to_string(stop) + ")");
     }
+    if (threads == 0) throw std::invalid_argument("expected at least one thread, came 0");
     if (counts.is_none() != moments.is_none())
         throw std::invalid_argument("expected both counts and moments, or neither");
     ColumnOutput output;
@@ -128,9 +145,20 @@ py::tuple run(const CompiledProgram& program, const Slab& slab, py::handle count
     {
         std::optional<py::gil_scoped_release> release;
         if ((last - first) * (program.n_features() + program.n_ids() + 1) > kReleaseValues) release.emplace();
-        program.run(slab, first, last, output);
+        program.run(source, first, last, output, threads);
     }
     return py::make_tuple(std::move(features), std::move(ids));
+}
+
+py::tuple run_slab(const CompiledProgram& program, const Slab& slab, py::handle counts, py::handle moments,
+                   py::ssize_t start, py::ssize_t stop, py::object features, py::object ids, std::size_t threads) {
+    return run(program, slab.schema(), slab, counts, moments, start, stop, std::move(features), std::move(ids), threads);
+}
+
+py::tuple run_table(const CompiledProgram& program, const ColumnTable& table, py::handle counts, py::handle moments,
+                    py::ssize_t start, py::ssize_t stop, py::object features, py::object ids, std::size_t threads) {
+    return run(program, *table.schema(), table.source(), counts, moments, start, stop, std::move(features),
+               std::move(ids), threads);
 }
 
 // One value a row: the row's largest where it has several, NaN where one of them is.
@@ -164,6 +192,7 @@ void add_values(const Features& values, const Features& edges, float low, float 
 }  // namespace
 
 void bind_columns(py::module_& module) {
+    bind_column_table(module);
     try {
         choose_cpu_level();
     } catch (const std::invalid_argument& error) {
@@ -179,8 +208,12 @@ void bind_columns(py::module_& module) {
              py::arg("level") = py::none())
         .def_property_readonly("n_features", &CompiledProgram::n_features)
         .def_property_readonly("n_ids", &CompiledProgram::n_ids)
-        .def("run", &run, py::arg("slab"), py::arg("counts"), py::arg("moments"), py::arg("start") = 0,
-             py::arg("stop") = -1, py::arg("features") = py::none(), py::arg("ids") = py::none());
+        .def("run", &run_slab, py::arg("rows"), py::arg("counts"), py::arg("moments"), py::arg("start") = 0,
+             py::arg("stop") = -1, py::arg("features") = py::none(), py::arg("ids") = py::none(),
+             py::arg("threads") = 1)
+        .def("run", &run_table, py::arg("rows"), py::arg("counts"), py::arg("moments"), py::arg("start") = 0,
+             py::arg("stop") = -1, py::arg("features") = py::none(), py::arg("ids") = py::none(),
+             py::arg("threads") = 1);
     module.def("sketch_values", &add_values, py::arg("values").noconvert(), py::arg("edges").noconvert(),
                py::arg("low"), py::arg("high"), py::arg("shift"), py::arg("counts").noconvert(),
                py::arg("moments").noconvert(), py::arg("level") = py::none(),

@@ -13,33 +13,46 @@ class Bins {
         store_codes(codes_ + row, search<kLevels>(x, sketch), nan);
     }
 
-    // Adds the `rows` values that were put.
-    TRIMTAB_INLINE void count(std::size_t rows, std::size_t bins, std::uint64_t* histogram) {
-        if (rows >= kScanFrom) {
+    // Adds the `rows` values that were put. Returns how many were no NaN.
+    TRIMTAB_INLINE std::size_t count(std::size_t rows, std::size_t bins, std::uint64_t* histogram) {
+        std::size_t numbers = 0;
+        if (kScanFrom <= kRows && rows >= kScanFrom) {
             const std::size_t size = whole(rows, kScanned);
             for (std::size_t i = rows; i < size; ++i) codes_[i] = kNoCode;
-            for (std::size_t bin = 0; bin < bins; ++bin) histogram[bin] += scan(codes_, size, kOrder.code[bin]);
+            for (std::size_t bin = 0; bin < bins; ++bin) {
+                const std::size_t found = scan(codes_, size, kOrder.code[bin]);
+                histogram[bin] += found;
+                numbers += found;
+            }
         } else if (rows < 64) {
             for (std::size_t i = 0; i < rows; ++i) {
-                if (codes_[i] != kNoCode) ++histogram[kOrder.code[codes_[i]]];  // a code's code is its bin again
+                if (codes_[i] == kNoCode) continue;
+                ++histogram[kOrder.code[codes_[i]]];  // a code's code is its bin again
+                ++numbers;
             }
         } else {
-            count_in_copies(rows, bins, histogram);
+            numbers = count_in_copies(rows, bins, histogram);
         }
+        return numbers;
     }
 
   private:
     // Four, for an addition waits for the one before it to the same place.
-    TRIMTAB_INLINE void count_in_copies(std::size_t rows, std::size_t bins, std::uint64_t* histogram) {
+    TRIMTAB_INLINE std::size_t count_in_copies(std::size_t rows, std::size_t bins, std::uint64_t* histogram) {
         std::uint32_t copies[4][256] = {};
+        std::size_t numbers = 0;
         for (std::size_t i = rows; i % 4 != 0; ++i) codes_[i] = kNoCode;
         for (std::size_t i = 0; i < rows; i += 4) {
             for (std::size_t j = 0; j < 4; ++j) ++copies[j][codes_[i + j]];
         }
         for (std::size_t bin = 0; bin < bins; ++bin) {
             const std::size_t code = kOrder.code[bin];
-            histogram[bin] += std::uint64_t{copies[0][code]} + copies[1][code] + copies[2][code] + copies[3][code];
+            const std::uint64_t found =
+                std::uint64_t{copies[0][code]} + copies[1][code] + copies[2][code] + copies[3][code];
+            histogram[bin] += found;
+            numbers += found;
         }
+        return numbers;
     }
 
     struct Order {

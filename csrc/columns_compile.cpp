@@ -174,7 +174,7 @@ void CompiledProgram::plan() {
     }
     groups_.back().last_task = tasks_.size();
     for (std::size_t i = 0; i < tasks_.size(); ++i) {
-        const Task& next = tasks_[(i + 1) % tasks_.size()];
+        const Task& next = tasks_[(i + kAhead) % tasks_.size()];
         if (!next.integer) tasks_[i].next = next.field;
     }
 }

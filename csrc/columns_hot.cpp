@@ -65,6 +65,32 @@ struct Rare {
     float maximum = 0.0F;
 };
 
+TRIMTAB_INLINE void begin_moments(const Block& block, D8& sum, D8& square) {
+    if (block.state != nullptr) {
+        sum = load_double(block.state->sum);
+        square = load_double(block.state->square);
+    } else {
+        sum = square = splat_double(0.0);
+    }
+}
+
+TRIMTAB_INLINE void add_moments(D x, D8 shift, D8& sum, D8& square) {
+    const D8 low = subtract(x.low, shift);
+    const D8 high = subtract(x.high, shift);
+    sum = add(add(sum, low), high);
+    square = add(add(square, multiply(low, low)), multiply(high, high));
+}
+
+// The moments of a block that holds infinities, which add 0 as NaN does.
+void sum_finite(const Sketch& sketch, const float* raw, std::size_t rows, D8& sum, D8& square) {
+    const F center = splat(sketch.shift);
+    const D8 shift = splat_double(static_cast<double>(sketch.shift));
+    for (std::size_t i = 0; i < rows; i += kWide) {
+        const F x = rows - i >= kWide ? load(raw + i) : load_few(raw + i, rows - i);
+        add_moments(widen(select(not_finite(x), center, x)), shift, sum, square);
+    }
+}
+
 // `values`: features that are to be clamped where x is infinite; null where that is done.
 Rare look_again(const Sketch& sketch, const float* raw, std::size_t rows, float* values) {
     const F infinity = splat(kInfinity);
@@ -113,18 +139,12 @@ void field_as(const Column* column, const Sketch* sketch, const Block& block) {
     Bins<(kLevels > 0 ? kLevels : 1)> bins;
     F center{}, minimum{}, maximum{};
     D8 sketch_shift{}, sum{}, square{};
-    Counter missing;
     if constexpr (kSketch) {
         center = splat(sketch->shift);
         sketch_shift = splat_double(static_cast<double>(sketch->shift));
         minimum = splat(kInfinity);
         maximum = splat(-kInfinity);
-        if (block.state != nullptr) {
-            sum = load_double(block.state->sum);
-            square = load_double(block.state->square);
-        } else {
-            sum = square = splat_double(0.0);
-        }
+        begin_moments(block, sum, square);
     }
     for (std::size_t i = 0; i < rows; i += kWide) {
         __builtin_prefetch(ahead + i);
@@ -132,14 +152,10 @@ void field_as(const Column* column, const Sketch* sketch, const Block& block) {
         const M nan = is_nan(x);
         D wide{};
         if constexpr (kSketch) {
-            wide = widen(select(not_finite(x), center, x));  // what is not finite adds exactly 0 to the moments
+            wide = widen(select(nan, center, x));  // NaN adds exactly 0 to the moments; infinity, if any, see below
             minimum = smaller(x, minimum);
             maximum = larger(x, maximum);
-            count(missing, nan);
-            const D8 low = subtract(wide.low, sketch_shift);
-            const D8 high = subtract(wide.high, sketch_shift);
-            sum = add(add(sum, low), high);
-            square = add(add(square, multiply(low, low)), multiply(high, high));
+            add_moments(wide, sketch_shift, sum, square);
             if constexpr (kLevels > 0) bins.put(i, x, nan, *sketch);
         }
         if constexpr (kFeature != Feature::none) {
@@ -168,8 +184,11 @@ void field_as(const Column* column, const Sketch* sketch, const Block& block) {
             counts[3] += rare.positive;
             least = rare.minimum;
             most = rare.maximum;
+            if (infinite) {
+                begin_moments(block, sum, square);
+                sum_finite(*sketch, raw, rows, sum, square);
+            }
         }
-        counts[0] += total(missing) - ((rows + kWide - 1) / kWide * kWide - rows);
         if (block.state != nullptr) {
             State& state = *block.state;
             state.minimum = least < state.minimum ? least : state.minimum;
@@ -182,13 +201,17 @@ void field_as(const Column* column, const Sketch* sketch, const Block& block) {
             store_double(lanes[1], square);
             add_moments(lanes[0], lanes[1], least, most, block.moments);
         }
+        std::size_t numbers = 0;
         if constexpr (kLevels > 0) {
-            bins.count(rows, sketch->n_edges + 1, counts + kPrefix);
+            numbers = bins.count(rows, sketch->n_edges + 1, counts + kPrefix);
         } else {
             for (std::size_t i = 0; i < rows; ++i) {
-                if (raw[i] == raw[i]) ++counts[kPrefix + bin_of(raw[i], sketch->edges, sketch->n_edges)];
+                if (raw[i] != raw[i]) continue;
+                ++counts[kPrefix + bin_of(raw[i], sketch->edges, sketch->n_edges)];
+                ++numbers;
             }
         }
+        counts[0] += rows - numbers;  // missing
     }
 }
 
@@ -212,16 +235,27 @@ void field(const Column* column, const Sketch* sketch, const Block& block) {
     return field_of<Feature::affine>(column, sketch, block);
 }
 
+template <bool kStreams>
+void transpose_as(const float* tile, std::size_t stride, std::size_t columns, std::size_t rows, float* out,
+                  std::size_t step) {
+    for (std::size_t r = 0; r < rows; r += kWide) {
+        turn<kStreams>(tile + r, stride, columns, rows - r < kWide ? rows - r : kWide, out + r * step, step);
+    }
+}
+
 void transpose(const float* tile, std::size_t stride, std::size_t columns, std::size_t rows, float* out,
-               std::size_t step) {
+               std::size_t step, bool streams) {
     if (rows < 3) {
         for (std::size_t r = 0; r < rows; ++r) {
             for (std::size_t c = 0; c < columns; ++c) out[r * step + c] = tile[c * stride + r];
         }
         return;
     }
-    for (std::size_t r = 0; r < rows; r += kWide) {
-        turn(tile + r, stride, columns, rows - r < kWide ? rows - r : kWide, out + r * step, step);
+    const bool whole_lines = columns == kWide && reinterpret_cast<std::uintptr_t>(out) % 64 == 0 && step % kWide == 0;
+    if (streams && whole_lines) {
+        transpose_as<true>(tile, stride, columns, rows, out, step);
+    } else {
+        transpose_as<false>(tile, stride, columns, rows, out, step);
     }
 }
 

@@ -74,9 +74,10 @@ struct Table {
     // Adds the state of all blocks to the field's moments.
     void (*finish)(const State& state, double* moments);
 
-    // Columns, the first at `tile` and each `stride` after the one before, to rows that are `step` apart.
+    // Columns, the first at `tile` and each `stride` after the one before, to rows that are `step` apart. Streams: past
+    // the caches where whole cache lines are written; other threads see them after a fence.
     void (*transpose)(const float* tile, std::size_t stride, std::size_t columns, std::size_t rows, float* out,
-                      std::size_t step);
+                      std::size_t step, bool streams);
 };
 
 namespace portable {
@@ -89,6 +90,9 @@ namespace v3 {
 extern const Table kTable;
 }
 namespace v4 {
+extern const Table kTable;
+}
+namespace v4_popcnt {  // and counts bits eight words at a time, which x86-64-v4 leaves open
 extern const Table kTable;
 }
 

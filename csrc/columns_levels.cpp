@@ -18,6 +18,7 @@ std::vector<const hot::Table*> find_levels() {
     const bool v4 = v3 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                     __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
                     __builtin_cpu_supports("avx512cd");
+    if (v4 && __builtin_cpu_supports("avx512vpopcntdq")) found.push_back(&hot::v4_popcnt::kTable);
     if (v4) found.push_back(&hot::v4::kTable);
     if (v3) found.push_back(&hot::v3::kTable);
     if (v2) found.push_back(&hot::v2::kTable);

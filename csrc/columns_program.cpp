@@ -1,18 +1,12 @@
-// Running a compiled column program over the rows of a slab; see columns_program.h.
-#include "columns_program.h"
+// Running a compiled column program over rows; see columns_program.h. On threads: columns_threads.cpp.
+#include "columns_scratch.h"
 
 #include <algorithm>
-#include <array>
+#include <atomic>
 #include <limits>
-#include <memory>
 
 namespace trimtab {
 namespace {
-
-constexpr std::size_t kBlock = hot::kRows;
-
-// Between the columns of a tile, so that they do not all fall onto the same sets of the cache.
-constexpr std::size_t kTileGap = hot::kWide;
 
 // Row by row, as a row's bins lie side by side: all of them are 1 below the bin that holds x, and 0 above it.
 void piecewise_linear(const std::vector<float>& edges, double x, float* shares) {
@@ -27,36 +21,55 @@ void piecewise_linear(const std::vector<float>& edges, double x, float* shares) 
 
 constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
 
+// Copies `count` rows of a row-major matrix to columns that are `stride` apart. A row's last values are turned together
+// with some before them, again: nothing is read past a row's end.
+void turn_rows(const hot::Table& level, const float* matrix, std::size_t width, std::size_t count, float* columns,
+               std::size_t stride) {
+    const auto turn = [&](std::size_t row, std::size_t rows, std::size_t first, std::size_t fields) {
+        level.transpose(matrix + row * width + first, width, rows, fields, columns + first * stride + row, stride,
+                        false);
+    };
+    if (width < hot::kWide) {
+        for (std::size_t row = 0; row < count; ++row) {
+            for (std::size_t i = 0; i < width; ++i) columns[i * stride + row] = matrix[row * width + i];
+        }
+        return;
+    }
+    for (std::size_t row = 0; row < count; row += hot::kWide) {
+        const std::size_t rows = std::min(hot::kWide, count - row);
+        turn(row, rows, 0, width / hot::kWide * hot::kWide);
+        if (width % hot::kWide != 0) turn(row, rows, width - hot::kWide, hot::kWide);
+    }
+}
+
 }  // namespace
 
-// One run's memory. Lookups hold the id of each value of the block: kNull, kOov, or kFirst + position.
-struct CompiledProgram::Scratch {
-    Scratch(std::size_t lookups, std::size_t fields, std::size_t rows) : stride(std::min(rows, kBlock)) {
-        if (lookups > 0) found = std::make_unique_for_overwrite<std::int64_t[]>(lookups * stride);
-        if (rows > kBlock) states.resize(fields);
-    }
-
-    std::int64_t* lookup(std::size_t index) { return found.get() + index * stride; }
-
-    std::size_t stride;
-    std::unique_ptr<std::int64_t[]> found;
-    std::vector<hot::State> states;  // one a sketched field; none where a single block is all there is
-    alignas(64) std::array<float, hot::kMaxColumns*(kBlock + kTileGap)> tile;
-    std::array<float, kBlock> raw;
-    std::array<double, kBlock> work;
-    std::array<std::int64_t, kBlock> ids;
-    std::array<std::uint64_t, kBlock> hashes;
-    std::array<std::uint64_t, kBlock> other_hashes;
-    std::array<bool, kBlock> missing;
-};
-
-void CompiledProgram::run(const Slab& slab, std::size_t start, std::size_t stop, const ColumnOutput& output) const {
+void CompiledProgram::run(const ColumnSource& source, std::size_t start, std::size_t stop, const ColumnOutput& output,
+                          std::size_t threads) const {
     if (start >= stop) return;
-    const bool sketching = output.counts != nullptr;
-    Scratch scratch(lookups_.size(), sketching ? sketch_.size() : 0, stop - start);
-    for (std::size_t row = start; row < stop; row += kBlock) {
-        run_block(slab, row, std::min(kBlock, stop - row), row - start, output, scratch);
+    const std::size_t chunks = (stop - start + kChunk - 1) / kChunk;
+    if (std::min(threads, chunks) > 1) return run_on_threads(source, start, stop, output, std::min(threads, chunks));
+    Scratch scratch(*this, source, stop - start, output.counts != nullptr);
+    for (std::size_t row = start; row < stop; row += kChunk) {
+        run_chunk(source, row, std::min(row + kChunk, stop), row - start, output, scratch);
     }
+}
+
+void CompiledProgram::run_chunk(const ColumnSource& source, std::size_t start, std::size_t stop, std::size_t done,
+                                const ColumnOutput& output, Scratch& scratch) const {
+    const bool sketching = output.counts != nullptr;
+    std::fill(scratch.states.begin(), scratch.states.end(), hot::State{});
+    for (std::size_t row = start; row < stop; row += scratch.block) {
+        const std::size_t count = std::min(scratch.block, stop - row);
+        if (source.matrix() == nullptr) {
+            run_block(source, row, count, done + row - start, output, scratch);
+        } else {
+            turn_rows(*level_, source.matrix() + row * source.width(), source.width(), count, scratch.turned.get(),
+                      scratch.stride);
+            run_block({scratch.views, count}, 0, count, done + row - start, output, scratch);
+        }
+    }
+    if (scratch.streams) std::atomic_thread_fence(std::memory_order_seq_cst);
     if (!sketching) return;
     output.counts[0] += stop - start;
     for (std::size_t i = 0; i < scratch.states.size(); ++i) {
@@ -64,15 +77,15 @@ void CompiledProgram::run(const Slab& slab, std::size_t start, std::size_t stop,
     }
 }
 
-void CompiledProgram::run_block(const Slab& slab, std::size_t row, std::size_t count, std::size_t done,
+void CompiledProgram::run_block(const ColumnSource& source, std::size_t row, std::size_t count, std::size_t done,
                                 const ColumnOutput& output, Scratch& scratch) const {
-    for (const Group& group : groups_) run_group(group, slab, row, count, done, output, scratch);
-    if (!lookups_.empty()) find_values(slab, row, count, scratch);
-    for (const std::size_t chain : others_) run_chain(chains_[chain], slab, row, count, done, output, scratch);
+    for (const Group& group : groups_) run_group(group, source, row, count, done, output, scratch);
+    if (!lookups_.empty()) find_values(source, row, count, scratch);
+    for (const std::size_t chain : others_) run_chain(chains_[chain], source, row, count, done, output, scratch);
     if (categories_ && output.counts != nullptr) sketch_categories(count, output, scratch);
 }
 
-void CompiledProgram::run_group(const Group& group, const Slab& slab, std::size_t row, std::size_t count,
+void CompiledProgram::run_group(const Group& group, const ColumnSource& source, std::size_t row, std::size_t count,
                                 std::size_t done, const ColumnOutput& output, Scratch& scratch) const {
     const bool sketching = output.counts != nullptr;
     const std::size_t stride = (count + hot::kWide - 1) / hot::kWide * hot::kWide + kTileGap;
@@ -85,10 +98,10 @@ void CompiledProgram::run_group(const Group& group, const Slab& slab, std::size_
         if (!task.feature && !sketched) continue;
         block.raw = block.ahead = scratch.raw.data();
         if (task.integer) {
-            load(slab, task.field, row, count, scratch.raw.data());
+            load(source, task.field, row, count, scratch.raw.data());
         } else {
-            block.raw = slab.column(task.field).reals.data() + row;
-            block.ahead = slab.column(task.next).reals.data() + (i + 1 < tasks_.size() ? row : row + count);
+            block.raw = source.column(task.field).reals + row;
+            block.ahead = source.column(task.next).reals + (i + kAhead < tasks_.size() ? row : row + count);
         }
         if (task.feature) {
             block.values = column;
@@ -108,15 +121,15 @@ void CompiledProgram::run_group(const Group& group, const Slab& slab, std::size_
     }
     if (group.width > 0) {
         level_->transpose(scratch.tile.data(), stride, group.width, count,
-                          output.features + done * n_features_ + group.first_feature, n_features_);
+                          output.features + done * n_features_ + group.first_feature, n_features_, scratch.streams);
     }
 }
 
-void CompiledProgram::find_values(const Slab& slab, std::size_t row, std::size_t count, Scratch& scratch) const {
+void CompiledProgram::find_values(const ColumnSource& source, std::size_t row, std::size_t count, Scratch& scratch) const {
     const auto id_of = [](std::int64_t position) { return position < 0 ? ops::kOov : ops::kFirst + position; };
     for (std::size_t i = 0; i < lookups_.size(); ++i) {
         const FieldLookup& lookup = lookups_[i];
-        const Column& column = slab.column(lookup.field);
+        const ColumnView column = source.column(lookup.field);
         std::int64_t* const ids = scratch.lookup(i);
         switch (schema_->fields[lookup.field].type) {
             case Type::string:
@@ -143,21 +156,21 @@ void CompiledProgram::find_values(const Slab& slab, std::size_t row, std::size_t
 }
 
 // The raw values as fp32: integers are rounded to the nearest, missing is NaN.
-void CompiledProgram::load(const Slab& slab, std::size_t field, std::size_t row, std::size_t count, float* raw) const {
-    const Column& column = slab.column(field);
+void CompiledProgram::load(const ColumnSource& source, std::size_t field, std::size_t row, std::size_t count, float* raw) const {
+    const ColumnView column = source.column(field);
     if (schema_->fields[field].type == Type::integer) {
         for (std::size_t j = 0; j < count; ++j) {
             const std::int64_t value = column.integers[row + j];
             raw[j] = value == kMissingInteger ? kNaN : static_cast<float>(value);
         }
     } else {
-        std::copy_n(column.reals.data() + row, count, raw);
+        std::copy_n(column.reals + row, count, raw);
     }
 }
 
-void CompiledProgram::hash(const Slab& slab, std::size_t field, std::size_t row, std::size_t count,
+void CompiledProgram::hash(const ColumnSource& source, std::size_t field, std::size_t row, std::size_t count,
                            std::uint64_t* hashes, bool* missing) const {
-    const Column& column = slab.column(field);
+    const ColumnView column = source.column(field);
     for (std::size_t j = 0; j < count; ++j) {
         switch (schema_->fields[field].type) {
             case Type::string: {
@@ -183,7 +196,7 @@ void CompiledProgram::hash(const Slab& slab, std::size_t field, std::size_t row,
     }
 }
 
-void CompiledProgram::run_chain(const Chain& chain, const Slab& slab, std::size_t row, std::size_t count,
+void CompiledProgram::run_chain(const Chain& chain, const ColumnSource& source, std::size_t row, std::size_t count,
                                 std::size_t done, const ColumnOutput& output, Scratch& scratch) const {
     float* const raw = scratch.raw.data();
     double* const work = scratch.work.data();
@@ -192,7 +205,7 @@ void CompiledProgram::run_chain(const Chain& chain, const Slab& slab, std::size_
     const bool numeric =
         terminal.kind != Kind::vocabulary && terminal.kind != Kind::hash_bucket && terminal.kind != Kind::cross;
     if (numeric) {
-        load(slab, chain.field, row, count, raw);
+        load(source, chain.field, row, count, raw);
         for (std::size_t j = 0; j < count; ++j) work[j] = static_cast<double>(raw[j]);
     }
     float* const features = output.features + done * n_features_ + chain.first_feature;
@@ -229,9 +242,9 @@ void CompiledProgram::run_chain(const Chain& chain, const Slab& slab, std::size_
             case Kind::hash_bucket:
             case Kind::cross:
                 std::fill_n(scratch.missing.data(), count, false);
-                hash(slab, chain.field, row, count, scratch.hashes.data(), scratch.missing.data());
+                hash(source, chain.field, row, count, scratch.hashes.data(), scratch.missing.data());
                 if (op.kind == Kind::cross) {
-                    hash(slab, op.other, row, count, scratch.other_hashes.data(), scratch.missing.data());
+                    hash(source, op.other, row, count, scratch.other_hashes.data(), scratch.missing.data());
                     for (std::size_t j = 0; j < count; ++j) {
                         scratch.hashes[j] = ops::hash_cross(scratch.hashes[j], scratch.other_hashes[j]);
                     }

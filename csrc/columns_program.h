@@ -1,11 +1,11 @@
 // A column program compiled for the CPU: checked once when made, immutable, and run by any number of threads at a time.
 //
-// A run goes through the slab in blocks of rows. The usual chains of numbers (impute, clip, one of the scalings, in
+// A run goes through its rows in blocks. The usual chains of numbers (impute, clip, one of the scalings, in
 // that or another order) and the numeric fields of the sketch go through the inner loops of columns_hot.h, a field's
 // feature and its part of the sketch at once, up to sixteen columns before they are written to the row-major output
 // together. For every other chain: each lookup is done once a block; then the chain takes its field's raw values
-// through its ops in float64 and writes its columns. A run borrows the slab and the output for the call, and allocates
-// scratch memory of its own.
+// through its ops in float64 and writes its columns. Rows that come row by row are turned into columns a block at a time,
+// in the cache. A run borrows its source and the output for the call, and allocates scratch memory of its own.
 #pragma once
 
 #include <cstddef>
@@ -15,6 +15,7 @@
 #include <string>
 #include <vector>
 
+#include "column_source.h"
 #include "columns_hot.h"
 #include "columns_lookup.h"
 #include "columns_sketch.h"
@@ -54,6 +55,8 @@ struct ColumnOutput {
 
 class CompiledProgram {
   public:
+    static constexpr std::size_t kChunk = 16384;  // rows that one thread takes at a time
+
     // Throws std::invalid_argument, naming the field, on anything that could not be run safely.
     CompiledProgram(std::shared_ptr<const Schema> schema, const std::vector<ChainSpec>& chains,
                     const std::vector<SketchFieldSpec>& sketch, const hot::Table& level);
@@ -66,8 +69,10 @@ class CompiledProgram {
     std::size_t n_moments() const { return n_moments_; }  // likewise
     bool reads(const Schema& schema) const { return schema == *schema_; }
 
-    // Rows [start, stop) of a slab of this schema.
-    void run(const Slab& slab, std::size_t start, std::size_t stop, const ColumnOutput& output) const;
+    // Rows [start, stop) of a source of this schema, on at most `threads` threads, the caller's among them. The number
+    // of threads changes no bit: sums are taken chunk by chunk of kChunk rows and added up in that order.
+    void run(const ColumnSource& source, std::size_t start, std::size_t stop, const ColumnOutput& output,
+             std::size_t threads = 1) const;
 
   private:
     enum class Kind : std::uint8_t {
@@ -124,13 +129,15 @@ class CompiledProgram {
     // A numeric field as the inner loops take it: for a feature (and its flag), for the sketch, or for both.
     struct Task {
         std::size_t field = 0;
-        std::size_t next = 0;  // the field of the task after it that reads the slab in place
+        std::size_t next = 0;  // the field of the task kAhead after it, if that is read in place
         bool integer = false;
         bool feature = false;
         bool flag = false;
         bool sketched = false;
         hot::Column column;
     };
+    // So many fields ahead memory is asked for a block of rows: one takes less time than memory does.
+    static constexpr std::size_t kAhead = 3;
     // Tasks whose columns lie side by side, at most hot::kMaxColumns of them.
     struct Group {
         std::size_t first_task = 0;
@@ -147,15 +154,19 @@ class CompiledProgram {
     void plan();
     std::size_t add_lookup(std::size_t field, const std::vector<std::int64_t>& integers,
                            const std::vector<std::string>& texts);
-    void run_block(const Slab& slab, std::size_t row, std::size_t count, std::size_t done, const ColumnOutput& output,
-                   Scratch& scratch) const;
-    void find_values(const Slab& slab, std::size_t row, std::size_t count, Scratch& scratch) const;
-    void run_chain(const Chain& chain, const Slab& slab, std::size_t row, std::size_t count, std::size_t done,
+    void run_chunk(const ColumnSource& source, std::size_t start, std::size_t stop, std::size_t done,
                    const ColumnOutput& output, Scratch& scratch) const;
-    void load(const Slab& slab, std::size_t field, std::size_t row, std::size_t count, float* raw) const;
-    void hash(const Slab& slab, std::size_t field, std::size_t row, std::size_t count, std::uint64_t* hashes,
+    void run_on_threads(const ColumnSource& source, std::size_t start, std::size_t stop, const ColumnOutput& output,
+                        std::size_t threads) const;
+    void run_block(const ColumnSource& source, std::size_t row, std::size_t count, std::size_t done,
+                   const ColumnOutput& output, Scratch& scratch) const;
+    void find_values(const ColumnSource& source, std::size_t row, std::size_t count, Scratch& scratch) const;
+    void run_chain(const Chain& chain, const ColumnSource& source, std::size_t row, std::size_t count, std::size_t done,
+                   const ColumnOutput& output, Scratch& scratch) const;
+    void load(const ColumnSource& source, std::size_t field, std::size_t row, std::size_t count, float* raw) const;
+    void hash(const ColumnSource& source, std::size_t field, std::size_t row, std::size_t count, std::uint64_t* hashes,
               bool* missing) const;
-    void run_group(const Group& group, const Slab& slab, std::size_t row, std::size_t count, std::size_t done,
+    void run_group(const Group& group, const ColumnSource& source, std::size_t row, std::size_t count, std::size_t done,
                    const ColumnOutput& output, Scratch& scratch) const;
     void sketch_categories(std::size_t count, const ColumnOutput& output, Scratch& scratch) const;
 

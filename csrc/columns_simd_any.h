@@ -149,7 +149,8 @@ TRIMTAB_INLINE std::size_t scan(const std::uint8_t*, std::size_t, std::uint8_t) 
 
 #include "columns_bins.h"
 
-// 16 x 16, of which `columns` and `rows` are there.
+// 16 x 16, of which `columns` and `rows` are there. Streams: nothing else here.
+template <bool kStreams>
 TRIMTAB_INLINE void turn(const float* tile, std::size_t stride, std::size_t columns, std::size_t rows, float* out,
                          std::size_t step) {
     for (std::size_t r = 0; r < rows; ++r) {

@@ -148,13 +148,23 @@ inline constexpr std::size_t kScanned = 32;   // bytes that scan() takes togethe
 inline constexpr std::size_t kScanFrom = 48;  // from so many values on it is worth it
 
 // How many of the bytes, a multiple of kScanned and at most 255 times it, are `code`: as quick when all are as when
-// none is.
+// none is. A whole block's loop is of known length, without anything but comparing and counting.
 TRIMTAB_INLINE std::size_t scan(const std::uint8_t* codes, std::size_t size, std::uint8_t code) {
     const __m256i wanted = _mm256_set1_epi8(static_cast<char>(code));
+    const auto equal_to = [&](std::size_t i) {
+        return _mm256_cmpeq_epi8(_mm256_load_si256(reinterpret_cast<const __m256i*>(codes + i)), wanted);
+    };
     __m256i found = _mm256_setzero_si256();
-    for (std::size_t i = 0; i < size; i += kScanned) {
-        const __m256i these = _mm256_load_si256(reinterpret_cast<const __m256i*>(codes + i));
-        found = _mm256_sub_epi8(found, _mm256_cmpeq_epi8(these, wanted));
+    if (size == kRows) {
+        __m256i others = found;
+#pragma GCC unroll 8
+        for (std::size_t i = 0; i < kRows; i += 2 * kScanned) {
+            found = _mm256_sub_epi8(found, equal_to(i));
+            others = _mm256_sub_epi8(others, equal_to(i + kScanned));
+        }
+        found = _mm256_add_epi8(found, others);
+    } else {
+        for (std::size_t i = 0; i < size; i += kScanned) found = _mm256_sub_epi8(found, equal_to(i));
     }
     const __m256i sums = _mm256_sad_epu8(found, _mm256_setzero_si256());
     const __m128i two = _mm_add_epi64(_mm256_castsi256_si128(sums), _mm256_extracti128_si256(sums, 1));
@@ -164,6 +174,7 @@ TRIMTAB_INLINE std::size_t scan(const std::uint8_t* codes, std::size_t size, std
 #include "columns_bins.h"
 
 // 8 x 8, of which `columns` and `rows` are there.
+template <bool kStreams>
 TRIMTAB_INLINE void turn_half(const float* tile, std::size_t stride, std::size_t columns, std::size_t rows, float* out,
                               std::size_t step) {
     __m256 a[8];
@@ -184,7 +195,13 @@ TRIMTAB_INLINE void turn_half(const float* tile, std::size_t stride, std::size_t
         a[4 + r] = _mm256_permute2f128_ps(b[r], b[4 + r], 0x31);
     }
     if (columns >= 8 && rows >= 8) {
-        for (std::size_t r = 0; r < 8; ++r) _mm256_storeu_ps(out + r * step, a[r]);
+        for (std::size_t r = 0; r < 8; ++r) {
+            if constexpr (kStreams) {
+                _mm256_stream_ps(out + r * step, a[r]);
+            } else {
+                _mm256_storeu_ps(out + r * step, a[r]);
+            }
+        }
         return;
     }
     const __m256i place = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
@@ -193,11 +210,12 @@ TRIMTAB_INLINE void turn_half(const float* tile, std::size_t stride, std::size_t
         if (r < rows) _mm256_maskstore_ps(out + r * step, there, a[r]);
     }
 }
-// 16 x 16, of which `columns` and `rows` are there.
+// 16 x 16, of which `columns` and `rows` are there. Streams: past the caches; `out` is then that of whole cache lines.
+template <bool kStreams>
 TRIMTAB_INLINE void turn(const float* tile, std::size_t stride, std::size_t columns, std::size_t rows, float* out,
                          std::size_t step) {
     for (std::size_t r = 0; r < rows; r += 8) {
-        turn_half(tile + r, stride, columns, rows - r, out + r * step, step);
-        if (columns > 8) turn_half(tile + 8 * stride + r, stride, columns - 8, rows - r, out + r * step + 8, step);
+        turn_half<kStreams>(tile + r, stride, columns, rows - r, out + r * step, step);
+        if (columns > 8) turn_half<kStreams>(tile + 8 * stride + r, stride, columns - 8, rows - r, out + r * step + 8, step);
     }
 }

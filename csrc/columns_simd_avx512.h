@@ -79,12 +79,12 @@ class Bins {
         bits_[kLevels][row / 16] = _knot_mask16(nan);
     }
 
-    // Adds the `rows` values that were put.
-    TRIMTAB_INLINE void count(std::size_t rows, std::size_t bins, std::uint64_t* histogram) {
+    // Adds the `rows` values that were put. Returns how many were no NaN.
+    TRIMTAB_INLINE std::size_t count(std::size_t rows, std::size_t bins, std::uint64_t* histogram) {
         if (rows < kFew) return count_few(rows, histogram);
         if (rows <= 64) return count_words<std::uint64_t>(rows, bins, histogram);
         if (rows <= 256) return count_words<Words4>(rows, bins, histogram);
-        count_words<Words8>(rows, bins, histogram);
+        return count_words<Words8>(rows, bins, histogram);
     }
 
   private:
@@ -92,38 +92,50 @@ class Bins {
     typedef std::uint64_t Words4 __attribute__((vector_size(32)));
     typedef std::uint64_t Words8 __attribute__((vector_size(64)));
 
-    TRIMTAB_INLINE void count_few(std::size_t rows, std::uint64_t* histogram) const {
+    TRIMTAB_INLINE std::size_t count_few(std::size_t rows, std::uint64_t* histogram) const {
+        std::size_t numbers = 0;
         for (std::size_t row = 0; row < rows; ++row) {
             std::size_t bin = 0;
             for (int level = 0; level < kLevels; ++level) bin = 2 * bin + ((bits_[level][0] >> row) & 1U);
-            histogram[bin] += (static_cast<std::size_t>(bits_[kLevels][0]) >> row) & 1U;
+            const std::size_t number = (static_cast<std::size_t>(bits_[kLevels][0]) >> row) & 1U;
+            histogram[bin] += number;
+            numbers += number;
         }
+        return numbers;
     }
 
     template <class Words>
-    TRIMTAB_INLINE void count_words(std::size_t rows, std::size_t bins, std::uint64_t* histogram) {
+    TRIMTAB_INLINE std::size_t count_words(std::size_t rows, std::size_t bins, std::uint64_t* histogram) {
         for (std::size_t i = (rows + 15) / 16; i < sizeof(Words) / sizeof(M); ++i) {
             for (auto& level : bits_) level[i] = 0;
         }
         Words words[kLevels + 1];
         for (int level = 0; level <= kLevels; ++level) __builtin_memcpy(&words[level], bits_[level], sizeof(Words));
-        std::uint64_t found[std::size_t{1} << kLevels];
-        split<0, 0>(words[kLevels], words, found);
-        for (std::size_t bin = 0; bin < bins; ++bin) histogram[bin] += found[bin];
+        decltype(count_bits(words[0])) sums[std::size_t{1} << kLevels];
+        split<0, 0>(words[kLevels], words, sums);
+        alignas(64) std::uint64_t found[std::size_t{1} << kLevels];
+        for (std::size_t bin = 0; bin < std::size_t{1} << kLevels; bin += 8) add_up(sums + bin, found + bin);
+        std::size_t numbers = 0;
+        for (std::size_t bin = 0; bin < bins; ++bin) {
+            histogram[bin] += found[bin];
+            numbers += found[bin];
+        }
+        return numbers;
     }
 
     // Values that have come to a node of the search, of which kBin is the first bin below.
-    template <int kLevel, std::size_t kBin, class Words>
-    TRIMTAB_INLINE static void split(Words values, const Words* words, std::uint64_t* found) {
+    template <int kLevel, std::size_t kBin, class Words, class Sum>
+    TRIMTAB_INLINE static void split(Words values, const Words* words, Sum* sums) {
         if constexpr (kLevel == kLevels) {
-            found[kBin] = count_bits(values);
+            sums[kBin] = count_bits(values);
         } else {
             constexpr std::size_t kAbove = kBin + (std::size_t{1} << (kLevels - 1 - kLevel));
-            split<kLevel + 1, kBin>(values & ~words[kLevel], words, found);
-            split<kLevel + 1, kAbove>(values & words[kLevel], words, found);
+            split<kLevel + 1, kBin>(values & ~words[kLevel], words, sums);
+            split<kLevel + 1, kAbove>(values & words[kLevel], words, sums);
         }
     }
 
+    // The bits that are set: of eight words at once where the machine can, to be added up for eight bins together.
     template <class Words>
     TRIMTAB_INLINE static std::uint64_t count_bits(const Words& values) {
         std::uint64_t each[sizeof(Words) / 8];
@@ -132,11 +144,32 @@ class Bins {
         for (const std::uint64_t word : each) sum += static_cast<std::uint64_t>(__builtin_popcountll(word));
         return sum;
     }
+    TRIMTAB_INLINE static void add_up(const std::uint64_t* sums, std::uint64_t* found) {
+        __builtin_memcpy(found, sums, 8 * sizeof(*found));
+    }
+#if defined(__AVX512VPOPCNTDQ__)
+    TRIMTAB_INLINE static __m512i count_bits(const Words8& values) {
+        return _mm512_popcnt_epi64(reinterpret_cast<const __m512i&>(values));
+    }
+    TRIMTAB_INLINE static void add_up(const __m512i* sums, std::uint64_t* found) {
+        __m512i two[4];  // of each 128 bits: a sum's and the next one's
+        for (std::size_t i = 0; i < 4; ++i) {
+            const __m512i a = sums[2 * i];
+            const __m512i b = sums[2 * i + 1];
+            two[i] = _mm512_add_epi64(_mm512_unpacklo_epi64(a, b), _mm512_unpackhi_epi64(a, b));
+        }
+        const auto halves = [](__m512i a, __m512i b) {
+            return _mm512_add_epi64(_mm512_shuffle_i64x2(a, b, 0x88), _mm512_shuffle_i64x2(a, b, 0xDD));
+        };
+        _mm512_store_si512(found, halves(halves(two[0], two[1]), halves(two[2], two[3])));
+    }
+#endif
 
     alignas(64) M bits_[kLevels + 1][kRows / 16];
 };
 
-// 16 x 16, of which `columns` and `rows` are there.
+// 16 x 16, of which `columns` and `rows` are there. Streams: past the caches; `out` is then that of whole cache lines.
+template <bool kStreams>
 TRIMTAB_INLINE void turn(const float* tile, std::size_t stride, std::size_t columns, std::size_t rows, float* out,
                          std::size_t step) {
     __m512 a[16];
@@ -164,7 +197,13 @@ TRIMTAB_INLINE void turn(const float* tile, std::size_t stride, std::size_t colu
         a[12 + r] = _mm512_shuffle_f32x4(q, t, 0xDD);
     }
     if (columns == 16 && rows == 16) {
-        for (std::size_t r = 0; r < 16; ++r) _mm512_storeu_ps(out + r * step, a[r]);
+        for (std::size_t r = 0; r < 16; ++r) {
+            if constexpr (kStreams) {
+                _mm512_stream_ps(out + r * step, a[r]);
+            } else {
+                _mm512_storeu_ps(out + r * step, a[r]);
+            }
+        }
         return;
     }
     for (std::size_t r = 0; r < 16; ++r) {

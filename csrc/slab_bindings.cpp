@@ -3,8 +3,6 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include <algorithm>
-#include <cmath>
 #include <cstring>
 #include <optional>
 #include <span>
@@ -12,8 +10,8 @@
 #include <string>
 
 #include "bindings.h"
+#include "column_arrays.h"
 #include "slab.h"
-#include "utf8.h"
 
 namespace py = pybind11;
 
@@ -123,59 +121,20 @@ void extend(Slab& slab, const Slab& other, const std::optional<py::array>& indic
 
 // --- append_columns: whole columns from NumPy ------------------------------------------------------------------------
 
-[[noreturn]] void fail_column(const Field& field, const std::string& expected, const std::string& came) {
-    throw std::invalid_argument("column \"" + field.name + "\" (" + type_name(field.type) + "): expected " + expected +
-                                ", came " + came);
-}
-
-template <class T>
-std::span<const T> elements(const Field& field, const py::handle& value, const char* expected) {
-    if (!py::isinstance<py::array>(value)) fail_column(field, expected, py::str(py::type::of(value).attr("__name__")));
-    const auto array = py::reinterpret_borrow<py::array>(value);
-    if (!array.dtype().equal(py::dtype::of<T>()) || array.ndim() != 1 || !(array.flags() & py::array::c_style)) {
-        fail_column(field, expected, py::str("{} of shape {}").format(array.dtype(), array.attr("shape")));
-    }
-    return {static_cast<const T*>(array.data()), static_cast<std::size_t>(array.size())};
-}
-
 void append_reals(const Field& field, Column& column, const py::handle& value) {
-    const auto values = elements<float>(field, value, "a contiguous float32 array");
-    if (field.type == Type::boolean) {
-        for (const float number : values) {
-            if (!(number == 0.0F || number == 1.0F || std::isnan(number)))
-                fail_column(field, "0, 1 or NaN", std::to_string(number));
-        }
-    }
+    const auto values = real_values(field, value);
     column.reals.insert(column.reals.end(), values.begin(), values.end());
 }
 
 void append_integers(const Field& field, Column& column, const py::handle& value) {
-    const auto values = elements<std::int64_t>(field, value, "a contiguous int64 array");
+    const auto values = integer_values(field, value);
     column.integers.insert(column.integers.end(), values.begin(), values.end());
 }
 
 template <class Offset>
 void append_texts(const Field& field, Column& column, std::span<const Offset> offsets,
                   std::span<const std::uint8_t> bytes) {
-    if (offsets.empty()) fail_column(field, "rows + 1 offsets", "none");
-    const auto size = static_cast<std::int64_t>(bytes.size());
-    for (std::size_t i = 0; i < offsets.size(); ++i) {
-        const std::int64_t low = i == 0 ? 0 : offsets[i - 1];
-        if (offsets[i] < low || offsets[i] > size) {
-            fail_column(field, "ascending offsets within " + std::to_string(size) + " bytes",
-                        std::to_string(offsets[i]) + " at " + std::to_string(i));
-        }
-    }
-    const auto first = static_cast<std::size_t>(offsets.front());
-    const std::string_view text(reinterpret_cast<const char*>(bytes.data()) + first,
-                                static_cast<std::size_t>(offsets.back()) - first);
-    // Valid as a whole and no offset inside a character: then every row is valid.
-    const auto splits = [&](Offset offset) {
-        return offset < offsets.back() && (bytes[static_cast<std::size_t>(offset)] & 0xC0U) == 0x80U;
-    };
-    if (!is_utf8(text) || std::any_of(offsets.begin(), offsets.end(), splits)) {
-        fail_column(field, "UTF-8", "other bytes");
-    }
+    const std::string_view text = checked_text(field, offsets, bytes);
     const std::int64_t base = static_cast<std::int64_t>(column.offsets.back()) - offsets.front();
     char* place = grow_text(column, text.size());
     if (!text.empty()) std::memcpy(place, text.data(), text.size());
@@ -187,18 +146,12 @@ void append_texts(const Field& field, Column& column, std::span<const Offset> of
 }
 
 void append_strings(const Field& field, Column& column, const py::handle& value) {
-    constexpr const char* expected = "a pair of int32 or int64 offsets [rows + 1] and uint8 bytes, contiguous";
-    if (!py::isinstance<py::tuple>(value) || py::len(value) != 2)
-        fail_column(field, expected, py::str(py::type::of(value).attr("__name__")));
-    const auto pair = py::reinterpret_borrow<py::tuple>(value);
-    const py::object offsets = pair[0];
-    const py::object bytes = pair[1];
-    const auto text = elements<std::uint8_t>(field, bytes, expected);
+    const auto [offsets, text] = text_arrays(field, value);
     if (py::isinstance<py::array>(offsets) &&
         py::reinterpret_borrow<py::array>(offsets).dtype().equal(py::dtype::of<std::int64_t>())) {
-        append_texts(field, column, elements<std::int64_t>(field, offsets, expected), text);
+        append_texts(field, column, elements<std::int64_t>(field, offsets, kTextArrays), text);
     } else {
-        append_texts(field, column, elements<std::int32_t>(field, offsets, expected), text);
+        append_texts(field, column, elements<std::int32_t>(field, offsets, kTextArrays), text);
     }
 }
 

@@ -1,14 +1,15 @@
 """The CPU executor: a column program compiled to native code (csrc/columns_program.h).
 
 Compiling happens once, in the constructor; running allocates its outputs, where none are given, and nothing else in
-Python. Any number of threads may use an executor at a time, each with a slab, a sketch and outputs of its own.
+Python. Any number of threads may use an executor at a time, each with rows, a sketch and outputs of its own. Rows come
+in a slab, or lie in a ColumnTable: columns, or a row-major matrix, that somebody else owns and that are not copied.
 """
 
 from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
-from trimtab._native import CompiledProgram, Slab
+from trimtab._native import ColumnTable, CompiledProgram, Slab
 from trimtab.kernels import operations as ops
 from trimtab.kernels.errors import ExecutorError, ProgramError
 from trimtab.kernels.operations import Operation
@@ -41,19 +42,21 @@ class CpuExecutor:
 
     def run(
         self,
-        slab: Slab,
+        rows: Slab | ColumnTable,
         sketch: Sketch | None = None,
         start: int = 0,
         stop: int = -1,
         features: NDArray[np.float32] | None = None,
         ids: NDArray[np.int64] | None = None,
+        threads: int = 1,
     ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """Features, float32 [n, n_features], and ids, int64 [n, n_ids], of the slab's rows [start, stop); -1 is the
+        """Features, float32 [n, n_features], and ids, int64 [n, n_ids], of the rows [start, stop); -1 is the
         end; in `features` and `ids`, where they are given, C-contiguous and of those shapes.
 
-        Adds the raw values of the same rows to `sketch`. The GIL is released on long inputs: nobody else may touch the
-        slab or the sketch until the call returns. Raises ExecutorError for a slab of another schema, rows out of range,
-        or a sketch of another spec; nothing has been computed or counted then.
+        Adds the raw values of the same rows to `sketch`. `threads`: how many share a long input; the results are the
+        same to the bit. The GIL is released on long inputs: nobody else may touch the rows or the sketch until the call
+        returns. Raises ExecutorError for rows of another schema or out of range, or a sketch of another spec; nothing
+        has been computed or counted then.
         """
         counts = moments = None
         if sketch is not None:
@@ -63,7 +66,7 @@ class CpuExecutor:
                 self._same = sketch.spec
             counts, moments = sketch.counts, sketch.moments
         try:
-            return self._compiled.run(slab, counts, moments, start, stop, features, ids)
+            return self._compiled.run(rows, counts, moments, start, stop, features, ids, threads)
         except (ValueError, IndexError, TypeError) as error:
             raise ExecutorError(str(error)) from None
 

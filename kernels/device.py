@@ -10,7 +10,7 @@ from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from trimtab._native import Slab
+from trimtab._native import ColumnTable, Slab
 from trimtab.kernels.cpu import CpuExecutor
 from trimtab.kernels.errors import ExecutorError
 from trimtab.kernels.program import ColumnProgram
@@ -24,12 +24,13 @@ class Executor(Protocol):
 
     def run(
         self,
-        slab: Slab,
+        rows: Slab | ColumnTable,
         sketch: Sketch | None = None,
         start: int = 0,
         stop: int = -1,
         features: NDArray[np.float32] | None = None,
         ids: NDArray[np.int64] | None = None,
+        threads: int = 1,
     ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """See `CpuExecutor.run`."""
         ...

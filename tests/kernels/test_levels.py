@@ -214,7 +214,7 @@ def test_one_value_for_all_rows(level: str, value: float) -> None:
 def test_the_best_level_is_the_default() -> None:
     assert CPU_LEVELS[-1] == "portable"
     assert os.environ.get("TRIMTAB_CPU", CPU_LEVELS[0]) == CPU_LEVEL
-    order = ["v4", "v3", "v2", "portable"]
+    order = ["v4_popcnt", "v4", "v3", "v2", "portable"]
     assert all(order.index(a) < order.index(b) for a, b in pairwise(CPU_LEVELS))
 
 
