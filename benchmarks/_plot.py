@@ -40,3 +40,27 @@ def plot(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)
     pyplot.close(figure)
+
+
+def plot_columns(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """What a value costs in every way, with the sketch of it and without, at the sizes that were measured."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    found = [row for row in rows if row["case"] == "columns" and row["data"] == "uniform"]
+    figure, axes = pyplot.subplots(1, 2, figsize=(12, 4.6), sharey=True, layout="constrained")
+    for sketched, part in zip((True, False), axes, strict=True):
+        for way in dict.fromkeys(row["way"] for row in found):
+            mine = [row for row in found if row["way"] == way and row["sketch"] == sketched]
+            style = {"color": "#888888", "linestyle": ":"} if way == "memcpy" else {}
+            if mine:
+                part.plot([r["rows"] for r in mine], [r["ns_per_value"] for r in mine], marker="o", label=way, **style)
+        part.set(xscale="log", yscale="log", xlabel="rows of 64 columns", ylabel="ns a value, one core")
+        part.set_title("impute, clip, standardise" + (" and sketch" if sketched else ""))
+        part.grid(alpha=0.3, which="both")
+        part.legend(fontsize=8, ncols=2)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=130)
+    pyplot.close(figure)

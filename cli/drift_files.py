@@ -13,6 +13,7 @@ Values are rounded to float32, as in serving: what differs by less is one value 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -32,7 +33,7 @@ from trimtab.kernels.fit_sketch import fit_sketch
 from trimtab.kernels.program import ColumnProgram
 from trimtab.kernels.sketch import FieldSummary, Sketch
 from trimtab.kernels.sketch_spec import CategoryField
-from trimtab.kernels.slabs import slab_from_arrow
+from trimtab.kernels.slabs import rows_from_arrow
 from trimtab.store.durations import format_duration
 
 __all__ = [
@@ -160,24 +161,25 @@ def sketch_rows(program: ColumnProgram, rows: Rows, window_us: int) -> tuple[dic
     """A sketch for each window's start, those without a window (no length given, no time) under NO_TIME; and how many
     rows have no time."""
     executor = CpuExecutor(program)
+    threads = len(os.sched_getaffinity(0))
     names = [field.name for field in program.fields]
     sketches: dict[int, Sketch] = {} if window_us else {NO_TIME: Sketch(program.sketch)}
     untimed = 0
     for batch, times in rows.timed(names, times=bool(window_us)):
         starts = _starts(times, window_us) if window_us and times is not None else None
         if starts is None:
-            executor.run(slab_from_arrow(batch, program.schema), sketches[NO_TIME])
+            executor.run(rows_from_arrow(batch, program.schema), sketches[NO_TIME], threads=threads)
             continue
         if (starts[1:] < starts[:-1]).any():
             order = np.argsort(starts, kind="stable")
             batch, starts = batch.take(pa.array(order, pa.int64())), starts[order]
-        slab = slab_from_arrow(batch, program.schema)
+        borrowed = rows_from_arrow(batch, program.schema)
         cuts = [0, *(np.flatnonzero(np.diff(starts)) + 1).tolist(), len(starts)]
         for first, stop in pairwise(cuts):
             start = int(starts[first])
             if start not in sketches:
                 sketches[start] = Sketch(program.sketch)
-            executor.run(slab, sketches[start], first, stop)
+            executor.run(borrowed, sketches[start], first, stop, threads=threads)
             untimed += stop - first if start == NO_TIME else 0
     return sketches, untimed
 

@@ -1,4 +1,4 @@
-"""Arrow tables and slabs: the one place that says which Arrow type may stand for which field type.
+"""Arrow tables, slabs and borrowed rows: the one place that says which Arrow type may stand for which field type.
 
   real      integers, floats, decimals, booleans            float32, null → NaN
   boolean   booleans; numbers that are 0 or 1               float32 0 or 1, null and NaN → NaN
@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute
 from numpy.typing import NDArray
-from trimtab._native import Schema, Slab
+from trimtab._native import ColumnTable, Schema, Slab
 from trimtab.kernels.errors import ColumnError
 
 if TYPE_CHECKING:
@@ -32,20 +32,33 @@ _ACCEPTED = {
     "string": "strings",
 }
 
-Values = NDArray[np.float32] | NDArray[np.int64] | pa.StringArray
+Reals = NDArray[np.float32]
+Integers = NDArray[np.int64]
+Texts = tuple[NDArray[np.int32], NDArray[np.uint8]]
+Values = Reals | Integers | pa.StringArray
 
 compute: Any = pyarrow.compute  # whose stubs know few of its overloads
 
 
 def slab_from_arrow(table: pa.Table | pa.RecordBatch, schema: Schema) -> Slab:
     """A new slab with the table's rows. Raises ColumnError, which names the column, what was expected and what came."""
-    columns: list[NDArray[np.float32] | NDArray[np.int64] | tuple[NDArray[np.int32], NDArray[np.uint8]]] = []
+    slab = Slab(schema)
+    slab.append_columns(_arrays(table, schema))
+    return slab
+
+
+def rows_from_arrow(table: pa.Table | pa.RecordBatch, schema: Schema) -> ColumnTable:
+    """The table's rows where they lie: columns of the field's own type (float32, int64, strings) without nulls are
+    borrowed, others converted. For whoever reads them once; raises ColumnError as slab_from_arrow does."""
+    return ColumnTable(schema, _arrays(table, schema))
+
+
+def _arrays(table: pa.Table | pa.RecordBatch, schema: Schema) -> list[Reals | Integers | Texts]:
+    columns: list[Reals | Integers | Texts] = []
     for name, kind in zip(schema.names, schema.types, strict=True):
         values = column_values(table, name, kind)
-        columns.append(_text_buffers(values) if isinstance(values, pa.Array) else values)
-    slab = Slab(schema)
-    slab.append_columns(columns)
-    return slab
+        columns.append(_text_buffers(values) if isinstance(values, pa.Array) else np.require(values, requirements="CA"))
+    return columns
 
 
 def slab_to_arrow(slab: Slab) -> list[Array]:

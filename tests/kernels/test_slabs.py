@@ -1,4 +1,4 @@
-"""Arrow types into slabs and back."""
+"""Arrow types into slabs and back, and borrowed."""
 
 from __future__ import annotations
 
@@ -8,9 +8,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from trimtab._native import Schema
+from trimtab._native import ColumnTable, Schema, Slab
+from trimtab.kernels.cpu import CpuExecutor
 from trimtab.kernels.errors import ColumnError
-from trimtab.kernels.slabs import slab_from_arrow, slab_to_arrow
+from trimtab.kernels.program import CategoryField, ColumnProgram, Field, RealField, SketchSpec
+from trimtab.kernels.sketch import Sketch
+from trimtab.kernels.slabs import rows_from_arrow, slab_from_arrow, slab_to_arrow
 
 D = decimal.Decimal
 
@@ -122,3 +125,40 @@ def test_arrays_outlive_the_slab() -> None:
     slab.append_columns([np.zeros(1, np.float32), (np.asarray([0, 1], np.int32), np.frombuffer(b"z", np.uint8))])
     del slab
     assert [array.to_pylist() for array in arrays] == [[1.0], ["a"]]
+
+
+def sketched(rows: Slab | ColumnTable, program: ColumnProgram) -> Sketch:
+    sketch = Sketch(program.sketch)
+    CpuExecutor(program).run(rows, sketch)
+    return sketch
+
+
+def test_borrowed_rows_are_those_of_a_slab() -> None:
+    fields = (Field("x", "real"), Field("i", "integer"), Field("b", "boolean"), Field("s", "string"))
+    counted = (RealField("x", (0.0,), -1.0, 1.0), CategoryField("i", (1, 2), 2), RealField("b", (0.5,), 0.0, 1.0))
+    program = ColumnProgram(fields, (), SketchSpec((*counted, CategoryField("s", ("é",), 1))))
+    columns = {
+        "s": pa.array(["é", None, "other"]).dictionary_encode(),
+        "b": pa.array([True, None, False]),
+        "x": pa.array([9.0, 0.5, None, -2.0], pa.float32()).slice(1, 3),
+        "i": pa.array([1, None, 7], pa.uint8()),
+    }
+    for table in (
+        pa.table(columns),
+        pa.record_batch(columns),
+        pa.table(columns).slice(1, 1),
+        pa.table(columns).slice(3),
+    ):
+        expected = sketched(slab_from_arrow(table, program.schema), program)
+        assert sketched(rows_from_arrow(table, program.schema), program) == expected
+        assert expected.rows == table.num_rows
+
+
+def test_columns_of_the_fields_own_type_are_not_copied() -> None:
+    program = ColumnProgram((Field("x", "real"),), (), SketchSpec((RealField("x", (), -9.0, 9.0),)))
+    values = np.zeros(100, np.float32)
+    rows = rows_from_arrow(
+        pa.table({"x": pa.Array.from_buffers(pa.float32(), 100, [None, pa.py_buffer(values)])}), program.schema
+    )
+    values[:] = 5.0
+    assert sketched(rows, program).field(0).mean == 5.0
