@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 import subprocess
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -196,16 +197,30 @@ def single(bench: Bench) -> None:
         bench.ratio("p50_vs_triton", [(a[0].latency["p50"], b[0].latency["p50"]) for a, b in both])
 
 
-def _pairs(bench: Bench, name: str, changed: Server, plain: Server, rounds: int, seconds: float, level: int) -> None:
+def _pairs(
+    bench: Bench, name: str, changed: Server, plain: Server, rounds: int, seconds: float, level: int, rows: int = 1
+) -> None:
     """The rate of one server against that of another, in turn."""
     found: list[tuple[tuple[Result, float], tuple[Result, float]]] = []
     for turn in range(rounds):
-        found.append((bench.closed(changed, 1, seconds, level), bench.closed(plain, 1, seconds, level)))
+        found.append((bench.closed(changed, rows, seconds, level), bench.closed(plain, rows, seconds, level)))
         bench.say(f"{name}, pair {turn + 1} of {rounds}", (turn + 1) / rounds)
-    bench.add(name, changed.name, [a for a, _ in found], rows=1, concurrency=level)
-    bench.add(name, plain.name, [b for _, b in found], rows=1, concurrency=level)
+    bench.add(name, changed.name, [a for a, _ in found], rows=rows, concurrency=level)
+    bench.add(name, plain.name, [b for _, b in found], rows=rows, concurrency=level)
     bench.ratio(name, [(a[0].rate, b[0].rate) for a, b in found])
     bench.ratio(f"{name}_cpu", [(a[1], b[1]) for a, b in found])
+
+
+def sketching(bench: Bench) -> None:
+    """Trimtab with the drift sketch against Trimtab without, at 1 and at 64 rows."""
+    start_all(bench, "trimtab")
+    project = partial(make_project, bench.folder / "unwatched", sections=TUNED + "[model.drift]\nenabled = false\n")
+    server = bench.up("trimtab_unwatched", lambda: trimtab("trimtab_unwatched", project()))
+    if server is not None:
+        rounds, seconds = (3, 0.5) if bench.quick else (12, 1.0)
+        for rows, level in ((1, 512), (64, 128)):
+            _pairs(bench, f"sketch_rows{rows}", bench.servers["trimtab"], server, rounds, seconds, level, rows)
+        bench.down("trimtab_unwatched")
 
 
 def tls(bench: Bench) -> None:

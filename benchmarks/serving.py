@@ -17,6 +17,7 @@ Cases, in order; in each the servers take turns, round by round:
   open       Poisson arrivals at 30, 60, 90 % of each one's capacity; latency from the intended start
   equal      the same arrivals to Trimtab and Triton, 60 % of Triton's capacity: p99_vs_triton
   single     one client, one request at a time: p50_vs_triton
+  sketching  the drift sketch on against off, at 1 and 64 rows: sketch_rows*
   tls, unix  what TLS and Unix sockets change; threads: two I/O threads
   swap       1,000 swaps at 60 % load: swap_failed, swap_mixed, swap_gap_ms
   overload   three times capacity: overload_goodput
@@ -56,6 +57,7 @@ CASES: dict[str, Callable[[Bench], None]] = {
     "open": _throughput.open_loop,
     "equal": _throughput.equal_load,
     "single": _throughput.single,
+    "sketching": _throughput.sketching,
     "tls": _throughput.tls,
     "unix": _throughput.unix,
     "threads": _throughput.threads,

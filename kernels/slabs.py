@@ -57,7 +57,9 @@ def _arrays(table: pa.Table | pa.RecordBatch, schema: Schema) -> list[Reals | In
     columns: list[Reals | Integers | Texts] = []
     for name, kind in zip(schema.names, schema.types, strict=True):
         values = column_values(table, name, kind)
-        columns.append(_text_buffers(values) if isinstance(values, pa.Array) else np.require(values, requirements="CA"))
+        columns.append(
+            _text_buffers(values) if isinstance(values, pa.Array) else np.require(values, requirements=("C", "A"))
+        )
     return columns
 
 
