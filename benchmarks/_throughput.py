@@ -123,13 +123,17 @@ def capacity(bench: Bench) -> None:
 
 
 def captured(bench: Bench) -> None:
-    """The share of the rows served so far that was kept; the cap is 20,000 rows a second."""
+    """The share of the rows served so far that was kept, and that was counted in drift windows; the caps are 20,000 and
+    250,000 rows a second."""
     counts = bench.servers["trimtab"].metrics()
     kept = counts.get("trimtab_captured_rows_total", 0.0)
     lost = counts.get("trimtab_capture_dropped_rows_total", 0.0)
     left = counts.get("trimtab_capture_sampled_out_rows_total", 0.0)
     if kept + lost + left > 0:
         bench.summary["captured_fraction"] = kept / (kept + lost + left)
+    sketched, unsketched = (counts.get(f"trimtab_drift_{name}_total", 0.0) for name in ("rows", "left_out_rows"))
+    if sketched + unsketched > 0:
+        bench.summary["sketched_fraction"] = sketched / (sketched + unsketched)
 
 
 def per_second(bench: Bench, name: str, rows: int = 1) -> float:

@@ -13,7 +13,8 @@ Servers, each a process on the first core; the load generator (native/load.cpp, 
 Cases, in order; in each the servers take turns, round by round:
 
   sweep      closed loops of 1 to 512 calls at once and 1 to 512 rows
-  capacity   the best concurrency of each: rows*_vs_triton, _vs_echo, _vs_loop, captured_fraction
+  capacity   the best concurrency of each: rows*_vs_triton, _vs_echo, _vs_loop, captured_fraction,
+             sketched_fraction
   open       Poisson arrivals at 30, 60, 90 % of each one's capacity; latency from the intended start
   equal      the same arrivals to Trimtab and Triton, 60 % of Triton's capacity: p99_vs_triton
   single     one client, one request at a time: p50_vs_triton

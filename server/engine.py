@@ -78,8 +78,9 @@ class Engine:
             self.schema = settings.tensor_schema()
         else:
             self.schema = settings.request_schema()
-            seconds = 0.0 if lockstep else settings.drift.window_seconds
-            self.keeper = Keeper(self.schema, settings.drift.window_rows, capture, on_window, seconds)
+            drift = settings.drift
+            timing = (0.0, 0) if lockstep else (drift.window_seconds, drift.max_rows_per_second)
+            self.keeper = Keeper(self.schema, drift.window_rows, capture, on_window, *timing)
         self.inputs, self.outputs = inputs_of(settings), outputs_of(settings)
         """(name, datatype, dimensions after the rows) of each tensor."""
         self.policy = settings.batching
@@ -192,7 +193,7 @@ class Engine:
                 return
             assert isinstance(slab, Slab)
             assert self.keeper is not None
-            sketch = self.keeper.sketch(version, self.table.live)
+            sketch = self.keeper.sketch(version, self.table.live, slab.rows)
             predictions = self._predict(version, slab, sketch)
             if not self._answer(computing, version.weights, [predictions]):
                 return

@@ -71,9 +71,11 @@ class Keeper:
         capture: Capture | None,
         on_window: Callable[[ClosedWindow], None] | None,
         window_seconds: float = 0.0,
+        rows_per_second: int = 0,
     ) -> None:
         """Without `capture` nothing is captured, without `on_window` nothing is sketched. A window closes once it has
-        so many rows and has been open for so long."""
+        so many rows and has been open for so long. Of more than `rows_per_second`, unless 0, whole batches are not
+        sketched."""
         self.recent: Slab | None = None
         """A copy of some rows served lately."""
         self._schema = schema
@@ -83,16 +85,38 @@ class Keeper:
         self._on_window = on_window
         self._window: _Window | None = None
         self._until_recent = 0
+        self._rate = rows_per_second
+        self._allowed = float(rows_per_second)
+        self._refilled = 0.0
+        self.sketched_rows = 0
+        """Rows that were counted in a drift window."""
+        self.unsketched_rows = 0
+        """Rows of the live version that were left out of the drift windows, there being more than may be counted."""
 
-    def sketch(self, version: LoadedVersion, live: object) -> Sketch | None:
-        """What a batch of this version is to be counted in: only the live version's predictions are watched."""
+    def sketch(self, version: LoadedVersion, live: object, rows: int) -> Sketch | None:
+        """What a batch of this version and so many rows is to be counted in: only the live version's predictions are
+        watched, and of more rows than may be counted whole batches are not."""
         if self._on_window is None or version is not live:
             return None
+        if self._rate and not self._allows(rows):
+            self.unsketched_rows += rows
+            return None
+        self.sketched_rows += rows
         spec = version.program.sketch
         if self._window is None or self._window.spec_hash != spec.hash:
             # Another spec: what was counted by the old one can be compared with nothing any more.
             self._window = _Window(Sketch(spec), spec.hash, time.monotonic())
         return self._window.sketch
+
+    def _allows(self, rows: int) -> bool:
+        """Takes from what is allowed, of which a second's worth may have been saved up; a batch may overdraw it."""
+        now = time.monotonic()
+        self._allowed = min(self._allowed + (now - self._refilled) * self._rate, float(self._rate))
+        self._refilled = now
+        if self._allowed <= 0.0:
+            return False
+        self._allowed -= rows
+        return True
 
     def keep(
         self,

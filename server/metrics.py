@@ -161,6 +161,16 @@ def _drift(models: list[Model]) -> Iterator[Metric]:
     yield _gauge("trimtab_drift_effect", "Population stability index of the newest window.", labels, effects)
     yield _gauge("trimtab_drift_alarm", "1 where a feature's drift is significant, large and lasting.", labels, alarms)
     yield _counter("trimtab_drift_windows", "Drift windows closed.", ("model",), windows)
+    keepers = [((m.name,), k) for m in models if m.drift is not None and (k := m.engine.keeper) is not None]
+    for name, attribute, help_text in (
+        ("trimtab_drift_rows", "sketched_rows", "Served rows counted in drift windows."),
+        (
+            "trimtab_drift_left_out_rows",
+            "unsketched_rows",
+            "Served rows beyond those that drift windows count a second.",
+        ),
+    ):
+        yield _counter(name, help_text, ("model",), [(label, float(getattr(k, attribute))) for label, k in keepers])
 
 
 def _quality(models: list[Model]) -> Iterator[Metric]:
