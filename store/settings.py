@@ -360,8 +360,8 @@ class DriftSettings(Settings):
     window_seconds: Annotated[float, Field(ge=0.0)] = 10.0
     """Least time of one window, so that a busy model is not compared all the time; in lockstep rows alone count."""
     max_rows_per_second: Annotated[int, Field(ge=0)] = 250_000
-    """Beyond this rate whole batches are left out of the statistics, which need no more; 0: every row counts, as it does
-    in lockstep."""
+    """Beyond this rate whole batches are left out of the statistics, which need no more; 0: every row counts, as in
+    lockstep."""
     alpha: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.01
     """False discovery rate over the features of one window (Benjamini-Hochberg)."""
     min_effect: Annotated[float, Field(ge=0.0)] = 0.1
