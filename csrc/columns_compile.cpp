@@ -7,6 +7,7 @@
 #include <stdexcept>
 #include <unordered_map>
 
+#include "columns_edges.h"
 #include "columns_program.h"
 
 namespace trimtab {
@@ -138,6 +139,25 @@ std::optional<hot::Column> CompiledProgram::hot_column(const Chain& chain) const
     return column;
 }
 
+void CompiledProgram::plan_other(std::size_t index) {
+    const Chain& chain = chains_[index];
+    const bool gives_id = chain.id_size > 0 && !chain.one_hot;
+    OtherGroup* last = other_groups_.empty() ? nullptr : &other_groups_.back();
+    if (last == nullptr || last->spreads != chain.spreads() || last->width + chain.columns() > hot::kMaxColumns ||
+        last->last - last->first == hot::kMaxColumns ||
+        (!chain.spreads() && chain.width > 0 && last->width > 0 &&
+         last->first_feature + last->width != chain.first_feature)) {
+        other_groups_.push_back({others_.size(), others_.size(), 0, 0, 0, true, chain.spreads()});
+        last = &other_groups_.back();
+    }
+    if (last->width == 0) last->first_feature = chain.first_feature;
+    if (gives_id && last->no_ids) last->first_id = chain.id;
+    last->no_ids &= !gives_id;
+    last->width += chain.columns();
+    others_.push_back(index);
+    last->last = others_.size();
+}
+
 // Who computes what: groups of chains for the inner loops, and the others.
 void CompiledProgram::plan() {
     std::vector<bool> waiting;  // whether a field's numbers are still to be sketched by some task
@@ -155,7 +175,7 @@ void CompiledProgram::plan() {
         const Chain& chain = chains_[i];
         const std::optional<hot::Column> column = hot_column(chain);
         if (!column) {
-            others_.push_back(i);
+            plan_other(i);
             continue;
         }
         Group* last = groups_.empty() ? nullptr : &groups_.back();
@@ -214,11 +234,11 @@ void CompiledProgram::compile_chain(const ChainSpec& spec) {
         const Op& made = chain.ops.back();
         if (op.name == "impute") chain.flag = integer(op, 0, 0, 1) == 1;
         switch (made.kind) {
-            case Kind::bucketise: chain.id_size = made.edges.size() + 4; break;
+            case Kind::bucketise: chain.id_size = made.n_edges + 4; break;
             case Kind::vocabulary: chain.id_size = lookups_[made.lookup].size() + 3; break;
             case Kind::hash_bucket:
             case Kind::cross: chain.id_size = made.buckets + 3; break;
-            case Kind::piecewise_linear: chain.width = std::max<std::size_t>(made.edges.size(), 2) - 1; break;
+            case Kind::piecewise_linear: chain.width = std::max<std::size_t>(made.n_edges, 2) - 1; break;
             case Kind::cyclic: chain.width = 2; break;
             default: continue;
         }
@@ -278,19 +298,31 @@ CompiledProgram::Op CompiledProgram::compile_op(const Chain& chain, const OpSpec
             const std::size_t count = spec.reals.size() / 2;
             require(spec.reals.size() == count * 2, "quantile_normal: knots and probabilities differ in number");
             const auto middle = spec.reals.begin() + static_cast<std::ptrdiff_t>(count);
-            increasing(spec.reals.begin(), middle, spec.name);
+            op.edges = increasing(spec.reals.begin(), middle, spec.name);
+            op.search = make_edges(op.edges);
             op.knots.assign(spec.reals.begin(), middle);
             op.probabilities.assign(middle, spec.reals.end());
             for (const double p : op.probabilities) require(p >= 0.0 && p <= 1.0, "quantile_normal: not a probability");
+            op.slopes.assign(count, 0.0);
+            for (std::size_t i = 0; i + 1 < count; ++i) {
+                op.slopes[i] = (op.probabilities[i + 1] - op.probabilities[i]) / (op.knots[i + 1] - op.knots[i]);
+            }
             break;
         }
         case Kind::bucketise:
-        case Kind::piecewise_linear: op.edges = increasing(spec.reals.begin(), spec.reals.end(), spec.name); break;
+        case Kind::piecewise_linear:
+            op.edges = increasing(spec.reals.begin(), spec.reals.end(), spec.name);
+            op.n_edges = op.edges.size();
+            op.search = make_edges(op.edges);
+            break;
         case Kind::cyclic:
             op.a = real(spec, 0);
             require(op.a > 0.0, "cyclic: the period is not positive");
             break;
-        case Kind::vocabulary: op.lookup = add_lookup(chain.field, spec.integers, spec.texts); break;
+        case Kind::vocabulary:
+            op.lookup = add_lookup(chain.field, spec.integers, spec.texts);
+            lookups_[op.lookup].chained = true;
+            break;
         case Kind::hash_bucket: op.buckets = static_cast<std::uint64_t>(integer(spec, 0, 1, kMaxBuckets)); break;
         case Kind::cross: {
             const auto features = static_cast<std::int64_t>(schema_->features());
@@ -301,6 +333,7 @@ CompiledProgram::Op CompiledProgram::compile_op(const Chain& chain, const OpSpec
         }
         default: break;
     }
+    if (op.buckets > 0) op.reciprocal = ~std::uint64_t{0} / op.buckets;
     return op;
 }
 

@@ -6,6 +6,8 @@
 // that a column in which one value dominates takes no longer than any other.
 #include "columns_hot.h"
 
+#include "columns_ops.h"
+
 #if defined(__AVX512F__) || defined(__AVX2__)
 #include <immintrin.h>
 #endif
@@ -264,6 +266,6 @@ void transpose(const float* tile, std::size_t stride, std::size_t columns, std::
 
 }  // namespace
 
-extern const Table kTable{TRIMTAB_NAME(TRIMTAB_LEVEL), &field, &finish, &transpose};
+extern const Table kTable{TRIMTAB_NAME(TRIMTAB_LEVEL), &kOps, &field, &finish, &transpose};
 
 }  // namespace trimtab::hot::TRIMTAB_LEVEL

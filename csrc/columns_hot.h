@@ -65,8 +65,11 @@ struct Block {
     State* state = nullptr;
 };
 
+struct Ops;
+
 struct Table {
     const char* name;
+    const Ops* ops;  // columns_ops.h
 
     // Either of column and sketch may be null: then the block's members for it are not looked at.
     void (*field)(const Column* column, const Sketch* sketch, const Block& block);

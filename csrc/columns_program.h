@@ -18,6 +18,7 @@
 #include "column_source.h"
 #include "columns_hot.h"
 #include "columns_lookup.h"
+#include "columns_ops.h"
 #include "columns_sketch.h"
 #include "slab.h"
 
@@ -94,12 +95,16 @@ class CompiledProgram {
         Kind kind = Kind::value;
         double a = 0.0;  // impute: value; clip: low; affine: shift; cyclic: period
         double b = 0.0;  // clip: high; affine: 1 / scale
-        std::vector<float> edges;
-        std::vector<double> knots;          // quantile_normal
-        std::vector<double> probabilities;  // quantile_normal
+        std::vector<float> edges;           // filled up for the search
+        std::size_t n_edges = 0;            // without that
+        hot::Edges search;                  // of the edges, or the knots; borrows them
+        std::vector<double> knots;          // quantile_normal, as what follows
+        std::vector<double> probabilities;
+        std::vector<double> slopes;
         std::size_t lookup = 0;             // vocabulary
         std::size_t other = 0;              // cross
         std::uint64_t buckets = 0;
+        std::uint64_t reciprocal = 0;  // (2^64 - 1) / buckets
     };
     struct Chain {
         std::size_t field = 0;
@@ -110,6 +115,13 @@ class CompiledProgram {
         std::size_t width = 0;
         std::size_t first_feature = 0;
         std::size_t id = 0;
+        // Whether each value goes to many columns.
+        bool spreads() const { return one_hot || ops.back().kind == Kind::piecewise_linear; }
+        // In the tile; of what spreads: the shares and the flag.
+        std::size_t columns() const {
+            if (!spreads()) return width;
+            return (ops.back().kind == Kind::piecewise_linear ? 1 : 0) + (flag ? 1 : 0);
+        }
     };
     struct SketchField {
         bool category = false;
@@ -122,6 +134,7 @@ class CompiledProgram {
     struct FieldLookup {
         std::size_t field = 0;
         bool text = false;
+        bool chained = false;  // whether a chain wants it
         IntegerLookup integers;
         TextLookup texts;
         std::size_t size() const { return text ? texts.size() : integers.size(); }
@@ -145,6 +158,22 @@ class CompiledProgram {
         std::size_t first_feature = 0;
         std::size_t width = 0;
     };
+    // Chains that columns_hot.h does not take, of others_, at most hot::kMaxColumns of them and of their columns; these lie
+    // side by side, as their ids do, or else all of the chains spread.
+    struct OtherGroup {
+        std::size_t first = 0;
+        std::size_t last = 0;  // behind the last
+        std::size_t first_feature = 0;
+        std::size_t width = 0;
+        std::size_t first_id = 0;
+        bool no_ids = true;
+        bool spreads = false;
+    };
+    // Where a chain's columns go.
+    struct Tiles {
+        float* column = nullptr;
+        std::int32_t* ids = nullptr;
+    };
     struct Scratch;
 
     Op compile_op(const Chain& chain, const OpSpec& spec);
@@ -152,6 +181,7 @@ class CompiledProgram {
     static double apply(const Op& op, double x);
     std::optional<hot::Column> hot_column(const Chain& chain) const;
     void plan();
+    void plan_other(std::size_t index);
     std::size_t add_lookup(std::size_t field, const std::vector<std::int64_t>& integers,
                            const std::vector<std::string>& texts);
     void run_chunk(const ColumnSource& source, std::size_t start, std::size_t stop, std::size_t done,
@@ -160,12 +190,18 @@ class CompiledProgram {
                         std::size_t threads) const;
     void run_block(const ColumnSource& source, std::size_t row, std::size_t count, std::size_t done,
                    const ColumnOutput& output, Scratch& scratch) const;
-    void find_values(const ColumnSource& source, std::size_t row, std::size_t count, Scratch& scratch) const;
-    void run_chain(const Chain& chain, const ColumnSource& source, std::size_t row, std::size_t count, std::size_t done,
-                   const ColumnOutput& output, Scratch& scratch) const;
+    void find_values(const ColumnSource& source, std::size_t row, std::size_t count, bool sketching,
+                     Scratch& scratch) const;
     void load(const ColumnSource& source, std::size_t field, std::size_t row, std::size_t count, float* raw) const;
     void hash(const ColumnSource& source, std::size_t field, std::size_t row, std::size_t count, std::uint64_t* hashes,
               bool* missing) const;
+    void hash_buckets(const Chain& chain, const ColumnSource& source, std::size_t row, std::size_t count,
+                      std::int32_t* ids, Scratch& scratch) const;
+    void apply(const Op& op, double* x, std::size_t count) const;
+    void run_numbers(const Chain& chain, const ColumnSource& source, std::size_t row, std::size_t count, Tiles& tiles,
+                     Scratch& scratch) const;
+    void run_others(const OtherGroup& group, const ColumnSource& source, std::size_t row, std::size_t count,
+                    std::size_t done, const ColumnOutput& output, Scratch& scratch) const;
     void run_group(const Group& group, const ColumnSource& source, std::size_t row, std::size_t count, std::size_t done,
                    const ColumnOutput& output, Scratch& scratch) const;
     void sketch_categories(std::size_t count, const ColumnOutput& output, Scratch& scratch) const;
@@ -177,6 +213,7 @@ class CompiledProgram {
     std::vector<Task> tasks_;
     std::vector<Group> groups_;
     std::vector<std::size_t> others_;  // the chains that are in no group
+    std::vector<OtherGroup> other_groups_;
     const hot::Table* level_;
     bool categories_ = false;  // whether a field's categories are sketched
     std::size_t n_features_ = 0;
