@@ -279,6 +279,34 @@ class CompiledProgram:
         ValueError on rows of another schema or arrays that are too short, IndexError on rows out of range.
         """
 
+class HeavyHitters:
+    """The most frequent values of a stream in at most `capacity` counters (ValueError beyond [1, 2^24]), of texts or of
+    integers. A count is never too large, and too small by at most `error` <= 2 * total / capacity; up to `capacity`
+    different values are counted exactly. One thread at a time."""
+
+    def __init__(self, capacity: int) -> None: ...
+    @property
+    def capacity(self) -> int: ...
+    @property
+    def total(self) -> int:
+        """How many values were added."""
+
+    @property
+    def error(self) -> int: ...
+    def add_texts(self, offsets: NDArray[np.int32], bytes: NDArray[np.uint8]) -> None:
+        """Text i is bytes[offsets[i] : offsets[i + 1]]; empty ones are missing and passed over."""
+
+    def add_integers(self, values: NDArray[np.int64]) -> None:
+        """Missing ones are passed over."""
+
+    def merge(self, other: HeavyHitters) -> None: ...
+    def entries(self) -> list[tuple[bytes, int]]:
+        """Values and counts, the most frequent first, ties by value. Integers as their eight bytes in memory."""
+
+def count_quantiles(values: NDArray[np.float32], counts: NDArray[np.uint64]) -> None:
+    """Adds values to the 65,536 counts of a quantile sketch: each in the bucket that the upper half of its bits names,
+    all NaN in bucket 0x7FC0. In place."""
+
 def sketch_values(
     values: NDArray[np.float32],
     edges: NDArray[np.float32],

@@ -7,6 +7,7 @@ PYBIND11_MODULE(_native, module) {
     trimtab::bind_codec(module);
     trimtab::bind_tensors(module);
     trimtab::bind_columns(module);
+    trimtab::bind_summaries(module);
     trimtab::bind_hot(module);
     trimtab::bind_shared(module);
     trimtab::bind_tracing(module);

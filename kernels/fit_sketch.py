@@ -15,10 +15,11 @@ from trimtab.kernels import operations as ops
 from trimtab.kernels.errors import FitError
 from trimtab.kernels.fit import SKETCH_BINS, SKETCH_COUNTED
 from trimtab.kernels.fit_ops import to_fp32
+from trimtab.kernels.frequent import FrequentValues
 from trimtab.kernels.program import ColumnProgram, Field
 from trimtab.kernels.sketch_spec import CategoryField, RealField, SketchField, SketchSpec
-from trimtab.kernels.slabs import MISSING_INTEGER, Values, column_values, compute
-from trimtab.kernels.summaries import Frequencies, Sample, row_priorities
+from trimtab.kernels.slabs import MISSING_INTEGER, Values, column_values
+from trimtab.kernels.summaries import Sample, row_priorities
 
 __all__ = ["KNOWN_VALUES", "MAX_CATEGORIES", "fit_sketch"]
 
@@ -37,8 +38,9 @@ def fit_sketch(fields: Sequence[Field], batches: Iterable[pa.RecordBatch]) -> Co
     for batch in batches:
         priorities = row_priorities(rows, batch.num_rows)
         rows += batch.num_rows
+        sampled = np.flatnonzero(priorities <= max((column.limit for column in columns), default=np.uint64(0)))
         for column in columns:
-            column.add(column_values(batch, column.field.name, column.field.type), priorities)
+            column.add(column_values(batch, column.field.name, column.field.type), priorities, sampled)
     if not rows:
         raise FitError("no rows to fit a sketch on")
     return ColumnProgram(tuple(fields), (), SketchSpec(tuple(column.summary() for column in columns)))
@@ -49,13 +51,18 @@ class _Column:
 
     def __init__(self, field: Field) -> None:
         self.field = field
-        self._frequencies = Frequencies()
+        self._frequencies = FrequentValues()
         self._few: set[int] | None = set()  # an integer's values, None once they are many
         self._sample = Sample()
 
-    def add(self, values: Values, priorities: NDArray[np.uint64]) -> None:
+    @property
+    def limit(self) -> np.uint64:
+        """Rows of a larger priority are not in the sample any more."""
+        return self._sample.limit if self.field.type in ("real", "integer") else np.uint64(0)
+
+    def add(self, values: Values, priorities: NDArray[np.uint64], sampled: NDArray[np.intp]) -> None:
         if not isinstance(values, np.ndarray):
-            self._frequencies.add(compute.filter(values, compute.not_equal(values, "")))
+            self._frequencies.add(values)
         elif values.dtype == np.int64:
             known = values != MISSING_INTEGER
             if self._few is not None:
@@ -64,10 +71,10 @@ class _Column:
                 if len(self._few) > MAX_CATEGORIES:
                     self._few = None
                 else:
-                    self._frequencies.add(values[known].astype(np.int64, copy=False))
-            self._sample.add(np.where(known, values.astype(np.float32), np.float32(np.nan)), priorities)
+                    self._frequencies.add(values.astype(np.int64, copy=False))
+            self._sample.add(np.where(known, values.astype(np.float32), np.float32(np.nan)), priorities, sampled)
         elif self.field.type == "real":
-            self._sample.add(values.astype(np.float32, copy=False), priorities)
+            self._sample.add(values.astype(np.float32, copy=False), priorities, sampled)
 
     def summary(self) -> SketchField:
         name = self.field.name

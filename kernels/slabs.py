@@ -58,7 +58,7 @@ def _arrays(table: pa.Table | pa.RecordBatch, schema: Schema) -> list[Reals | In
     for name, kind in zip(schema.names, schema.types, strict=True):
         values = column_values(table, name, kind)
         columns.append(
-            _text_buffers(values) if isinstance(values, pa.Array) else np.require(values, requirements=("C", "A"))
+            text_buffers(values) if isinstance(values, pa.Array) else np.require(values, requirements=("C", "A"))
         )
     return columns
 
@@ -164,7 +164,7 @@ _CONVERSIONS: dict[str, Callable[[Any], Values]] = {
 }
 
 
-def _text_buffers(array: pa.StringArray) -> tuple[NDArray[np.int32], NDArray[np.uint8]]:
+def text_buffers(array: pa.StringArray) -> tuple[NDArray[np.int32], NDArray[np.uint8]]:
     rows = len(array)
     _, offset_buffer, byte_buffer = array.buffers()
     if rows == 0 or offset_buffer is None:

@@ -16,8 +16,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
+from trimtab._native import sketch_values
 
 SAMPLE_SIZE = 32_768
+_NO_EDGES = np.zeros(0, np.float32)
 DISTINCT_LIMIT = 100_000
 
 
@@ -36,24 +38,41 @@ class Sample:
     """Finite values of at most `size` rows, and the exact extremes of all of them."""
 
     def __init__(self, size: int = SAMPLE_SIZE) -> None:
-        self.minimum = math.inf
-        self.maximum = -math.inf
         self._size = size
         self._limit = np.uint64(0xFFFFFFFFFFFFFFFF)
         self._values = np.zeros(0, np.float32)
         self._priorities = np.zeros(0, np.uint64)
+        # A sketch's part without edges, of which the extremes are wanted: the native loop finds them in one pass.
+        self._counts = np.zeros(5, np.uint64)
+        self._moments = np.asarray([math.inf, -math.inf, 0.0, 0.0])
 
-    def add(self, values: NDArray[np.float32], priorities: NDArray[np.uint64]) -> None:
-        """Adds rows; values that are not finite are passed over."""
-        finite = np.isfinite(values)
-        if not finite.any():
-            return
-        known = values if finite.all() else values[finite]
-        self.minimum = min(self.minimum, float(known.min()) + 0.0)
-        self.maximum = max(self.maximum, float(known.max()) + 0.0)
-        chosen = finite & (priorities <= self._limit)
-        self._values = np.concatenate([self._values, values[chosen]])
-        self._priorities = np.concatenate([self._priorities, priorities[chosen]])
+    @property
+    def minimum(self) -> float:
+        """The least of all finite values; infinite without any."""
+        return float(self._moments[0])
+
+    @property
+    def maximum(self) -> float:
+        """The largest, likewise."""
+        return float(self._moments[1])
+
+    @property
+    def limit(self) -> np.uint64:
+        """Rows of a larger priority are not kept any more."""
+        return self._limit
+
+    def add(
+        self, values: NDArray[np.float32], priorities: NDArray[np.uint64], rows: NDArray[np.intp] | None = None
+    ) -> None:
+        """Adds rows; values that are not finite are passed over. `rows`: those, at least, whose priorities are within
+        `limit`, where the caller knows them."""
+        sketch_values(np.ascontiguousarray(values), _NO_EDGES, 0.0, 0.0, 0.0, self._counts, self._moments)
+        if rows is None:
+            rows = np.flatnonzero(priorities <= self._limit)
+        chosen, their = values[rows], priorities[rows]
+        kept = np.isfinite(chosen) & (their <= self._limit)
+        self._values = np.concatenate([self._values, chosen[kept]])
+        self._priorities = np.concatenate([self._priorities, their[kept]])
         if len(self._values) > 2 * self._size:
             self._shrink()
 
