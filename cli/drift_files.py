@@ -1,7 +1,7 @@
 """Two files compared, column by column, in bounded memory: the reference is read twice, the current rows once.
 
 The first pass fits what a sketch counts (quantile edges, vocabularies) to the reference; further passes fill one
-sketch of the reference and one a window of the current rows, by the native executor. Everything that is said comes
+sketch of the reference and one a window of the current rows, by the native executor. Everything that is judged comes
 from the sketches alone, which take some hundred bytes a column and window: memory does not grow with rows.
 
 P-values are adjusted (Benjamini-Hochberg) over all columns, those of windows over all columns and windows. A column
@@ -21,8 +21,10 @@ from itertools import pairwise
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
+from trimtab._native import ColumnTable
 from trimtab.cli.drift_columns import Column, Left
 from trimtab.cli.drift_rows import NO_TIME, Rows
+from trimtab.cli.drift_values import ColumnValues, NewValue
 from trimtab.cli.errors import DataError, UsageError
 from trimtab.cli.output import number
 from trimtab.kernels.cpu import CpuExecutor
@@ -33,7 +35,7 @@ from trimtab.kernels.fit_sketch import fit_sketch
 from trimtab.kernels.program import ColumnProgram
 from trimtab.kernels.sketch import FieldSummary, Sketch
 from trimtab.kernels.sketch_spec import CategoryField
-from trimtab.kernels.slabs import rows_from_arrow
+from trimtab.kernels.slabs import arrays_from_arrow
 from trimtab.store.durations import format_duration
 
 __all__ = [
@@ -76,7 +78,8 @@ class Moment:
 @dataclass(frozen=True)
 class FileDrift:
     """What is said of one column. unseen: beyond the reference's range, or a value it does not have. buckets: what the
-    names say, then nothing else; missing and unseen values are in the rates."""
+    names say, then nothing else; missing and unseen values are in the rates. quantiles: of numbers, by
+    drift_values.SHARES. new_values: of categories, the most frequent ones that the reference does not have."""
 
     column: Column
     statistics: tuple[Statistic, ...]
@@ -95,6 +98,9 @@ class FileDrift:
     reference_buckets: tuple[int, ...]
     over_time: tuple[Moment, ...]
     evidently: Verdict | None = None
+    quantiles: tuple[float, ...] = ()
+    reference_quantiles: tuple[float, ...] = ()
+    new_values: tuple[NewValue, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -132,8 +138,9 @@ def compare_rows(
             )
     names = [column.field.name for column in columns]
     program = fit_sketch([column.field for column in columns], reference.batches(names))
-    before = sketch_rows(program, reference, 0)[0][NO_TIME]
-    windows, untimed = sketch_rows(program, current, window_us)
+    values_before, values_now = ColumnValues(program), ColumnValues(program)
+    before = sketch_rows(program, reference, 0, values_before)[0][NO_TIME]
+    windows, untimed = sketch_rows(program, current, window_us, values_now)
     now = Sketch(program.sketch)
     for sketch in windows.values():
         now.merge(sketch)
@@ -151,15 +158,26 @@ def compare_rows(
             for w, window in enumerate(by_window)
         )
         drifted = p_value <= alpha and one.effect >= min_effect
-        features.append(_feature(column, one, p_value, drifted, before.field(i), now.field(i), moments))
+        told = _feature(column, one, p_value, drifted, before.field(i), now.field(i), moments)
+        field = program.sketch.fields[i]
+        features.append(
+            replace(
+                told,
+                quantiles=values_now.quantiles(i),
+                reference_quantiles=values_before.quantiles(i),
+                new_values=values_now.new_values(i, field) if isinstance(field, CategoryField) else (),
+            )
+        )
     features.sort(key=lambda feature: (-feature.effect, feature.adjusted_p_value))
     spans = tuple(Window(start, start + window_us, windows[start].rows) for start in timed)
     return Comparison(before.rows, now.rows, untimed, tuple(features), spans, tuple(left))
 
 
-def sketch_rows(program: ColumnProgram, rows: Rows, window_us: int) -> tuple[dict[int, Sketch], int]:
+def sketch_rows(
+    program: ColumnProgram, rows: Rows, window_us: int, values: ColumnValues | None = None
+) -> tuple[dict[int, Sketch], int]:
     """A sketch for each window's start, those without a window (no length given, no time) under NO_TIME; and how many
-    rows have no time."""
+    rows have no time. All rows go to `values`, too."""
     executor = CpuExecutor(program)
     threads = len(os.sched_getaffinity(0))
     names = [field.name for field in program.fields]
@@ -167,13 +185,17 @@ def sketch_rows(program: ColumnProgram, rows: Rows, window_us: int) -> tuple[dic
     untimed = 0
     for batch, times in rows.timed(names, times=bool(window_us)):
         starts = _starts(times, window_us) if window_us and times is not None else None
+        arrays = arrays_from_arrow(batch, program.schema)
+        if values is not None:
+            values.add(arrays)
         if starts is None:
-            executor.run(rows_from_arrow(batch, program.schema), sketches[NO_TIME], threads=threads)
+            executor.run(ColumnTable(program.schema, arrays), sketches[NO_TIME], threads=threads)
             continue
         if (starts[1:] < starts[:-1]).any():
             order = np.argsort(starts, kind="stable")
-            batch, starts = batch.take(pa.array(order, pa.int64())), starts[order]
-        borrowed = rows_from_arrow(batch, program.schema)
+            arrays = arrays_from_arrow(batch.take(pa.array(order, pa.int64())), program.schema)
+            starts = starts[order]
+        borrowed = ColumnTable(program.schema, arrays)
         cuts = [0, *(np.flatnonzero(np.diff(starts)) + 1).tolist(), len(starts)]
         for first, stop in pairwise(cuts):
             start = int(starts[first])

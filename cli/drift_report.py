@@ -13,6 +13,7 @@ from html import escape
 from pathlib import Path
 
 from trimtab.cli.drift_files import Comparison, FileDrift
+from trimtab.cli.drift_values import tell_new
 from trimtab.cli.output import number, p_value, when
 from trimtab.cli.svg import heat_chart, line_chart, pair_chart, sparkline
 
@@ -125,16 +126,21 @@ def _details(comparison: Comparison, feature: FileDrift) -> str:
             rates = [one.unseen_rate for one in moments]
             charts.append(("Unseen over time", line_chart(rates, times, percent=True, zero=True)))
     drawn = "".join(f"<div><h3>{escape(title)}</h3>{chart}</div>" for title, chart in charts if chart)
-    return f'{_said(feature)}<div class="two">{drawn}</div>'
+    return f'{_said(comparison, feature)}<div class="two">{drawn}</div>'
 
 
-def _said(feature: FileDrift) -> str:
+def _said(comparison: Comparison, feature: FileDrift) -> str:
     parts = [
         f"{one.name.replace('_', ' ')} {number(one.value)} (effect {number(one.effect, 3)}, p {p_value(one.p_value)})"
         for one in feature.statistics
     ]
     if math.isfinite(feature.mean) and math.isfinite(feature.reference_mean):
         parts.append(f"mean {number(feature.reference_mean)} → {number(feature.mean)}")
+    if feature.quantiles:
+        sides = (", ".join(map(number, side)) for side in (feature.reference_quantiles, feature.quantiles))
+        parts.append(f"1 %, median, 99 %: {' → '.join(sides)}")
+    if feature.new_values:
+        parts.append(f"new values: {tell_new(feature.new_values, comparison.rows)}")
     if feature.evidently is not None:
         verdict = feature.evidently
         parts.append(f"Evidently's {verdict.test}: {number(verdict.score)}, threshold {verdict.threshold}")

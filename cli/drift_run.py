@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from trimtab.cli.drift_columns import pair_columns
 from trimtab.cli.drift_files import Comparison, FileDrift, compare_rows, with_verdicts
 from trimtab.cli.drift_rows import Clock, Rows
+from trimtab.cli.drift_values import tell_new
 from trimtab.cli.errors import DataError, UsageError
 from trimtab.cli.output import Output, number, p_value, when
 from trimtab.cli.tables import Table, open_table
@@ -28,6 +29,7 @@ __all__ = ["FileOptions", "drift_of_files"]
 
 Mode = Literal["trimtab", "evidently"]
 _SHOWN = 20
+_TOLD = 0.001  # share of unseen rows from which a person is told which values they hold
 
 
 @dataclass(frozen=True)
@@ -208,6 +210,10 @@ def _show(options: FileOptions, found: Comparison, statement: Sequence[str], out
         title=f"{rest} more columns: --all" if rest else None,
         right=tuple(head for head in (*heads[1:-1], *windows) if head != "test"),
     )
+    for feature in shown:
+        if feature.new_values and feature.unseen_rate >= _TOLD:
+            told = tell_new(feature.new_values[:3], found.rows)
+            output.say(f"  {feature.column.field.name}: values that the reference does not have: {told}")
 
 
 def _row(options: FileOptions, feature: FileDrift) -> tuple[object, ...]:

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 from trimtab._native import HeavyHitters
-from trimtab.kernels.slabs import text_buffers
+from trimtab.kernels.slabs import Texts, text_buffers
 
 __all__ = ["CAPACITY", "FrequentValues"]
 
@@ -28,9 +28,11 @@ class FrequentValues:
         self._found = HeavyHitters(capacity)
         self._texts = True
 
-    def add(self, values: NDArray[np.int64] | pa.StringArray) -> None:
+    def add(self, values: NDArray[np.int64] | pa.StringArray | Texts) -> None:
         """Adds a batch's values; missing ones (INT64_MIN, empty texts) are passed over. The GIL is released."""
-        if isinstance(values, np.ndarray):
+        if isinstance(values, tuple):
+            self._found.add_texts(*values)
+        elif isinstance(values, np.ndarray):
             self._texts = False
             self._found.add_integers(np.ascontiguousarray(values))
         else:

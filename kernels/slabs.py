@@ -43,17 +43,18 @@ compute: Any = pyarrow.compute  # whose stubs know few of its overloads
 def slab_from_arrow(table: pa.Table | pa.RecordBatch, schema: Schema) -> Slab:
     """A new slab with the table's rows. Raises ColumnError, which names the column, what was expected and what came."""
     slab = Slab(schema)
-    slab.append_columns(_arrays(table, schema))
+    slab.append_columns(arrays_from_arrow(table, schema))
     return slab
 
 
 def rows_from_arrow(table: pa.Table | pa.RecordBatch, schema: Schema) -> ColumnTable:
     """The table's rows where they lie: columns of the field's own type (float32, int64, strings) without nulls are
     borrowed, others converted. For whoever reads them once; raises ColumnError as slab_from_arrow does."""
-    return ColumnTable(schema, _arrays(table, schema))
+    return ColumnTable(schema, arrays_from_arrow(table, schema))
 
 
-def _arrays(table: pa.Table | pa.RecordBatch, schema: Schema) -> list[Reals | Integers | Texts]:
+def arrays_from_arrow(table: pa.Table | pa.RecordBatch, schema: Schema) -> list[Reals | Integers | Texts]:
+    """The columns of a ColumnTable of the schema, borrowed where that can be. Raises as slab_from_arrow does."""
     columns: list[Reals | Integers | Texts] = []
     for name, kind in zip(schema.names, schema.types, strict=True):
         values = column_values(table, name, kind)
