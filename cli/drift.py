@@ -11,7 +11,7 @@ from trimtab.cli.errors import UsageError
 from trimtab.cli.options import Directory, Json, Model
 
 if TYPE_CHECKING:
-    from trimtab.client import Drift, DriftFeature
+    from trimtab.client import Drift, DriftFeature, LossEstimate
     from trimtab.store.project import Project
 
 __all__ = ["drift"]
@@ -127,7 +127,20 @@ def _of_model(directory: Path, model: str, windows: int, everything: bool, as_js
             ),
             right=("PSI", "JS", "KS", "W1", "χ² p", "adjusted p", "missing", "was", "unseen", "windows"),
         )
+        if window.estimate is not None:
+            output.say(_estimated(window.estimate))
     output.result({"model": settings.name, "server": running, "windows": [asdict(window) for window in found]})
+
+
+def _estimated(found: LossEstimate) -> str:
+    from trimtab.cli.output import number
+
+    auc = f", AUC {number(found.auc, 3)}" if found.auc is not None else ""
+    return (
+        f"expected without labels: loss {number(found.loss, 4)} ± {number(found.standard_error, 2)}{auc}; "
+        f"{number(found.evaluated_loss, 4)} when it was evaluated (p {number(found.p_value, 2)}). "
+        "It cannot see that inputs mean something else than they did: labels tell."
+    )
 
 
 def _row(feature: DriftFeature) -> tuple[object, ...]:
@@ -171,7 +184,9 @@ def _reports(project: Project, model: str, windows: int) -> tuple[list[Drift], b
 
 
 def _from_disk(project: Project, model: str, windows: int) -> list[Drift]:
-    from trimtab.client import Drift, DriftFeature, DriftMeasure
+    from dataclasses import asdict
+
+    from trimtab.client import Drift, DriftFeature, DriftMeasure, LossEstimate
     from trimtab.kernels.drift import DriftWindow
     from trimtab.store.files import read_lines
 
@@ -208,6 +223,7 @@ def _from_disk(project: Project, model: str, windows: int) -> list[Drift]:
                 window.reference_rows,
                 len(window.alarms),
                 features,
+                LossEstimate(**asdict(window.estimate)) if window.estimate is not None else None,
             )
         )
     return found

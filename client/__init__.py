@@ -21,7 +21,17 @@ from trimtab.client.errors import (
 )
 from trimtab.client.sync import Client
 from trimtab.client.tls import Tls
-from trimtab.client.types import Drift, DriftFeature, DriftMeasure, Event, FeedbackResult, Label, Result, Tensor
+from trimtab.client.types import (
+    Drift,
+    DriftFeature,
+    DriftMeasure,
+    Event,
+    FeedbackResult,
+    Label,
+    LossEstimate,
+    Result,
+    Tensor,
+)
 
 __all__ = [
     "AdminClient",
@@ -41,6 +51,7 @@ __all__ = [
     "FeedbackResult",
     "InvalidInput",
     "Label",
+    "LossEstimate",
     "NotFound",
     "Result",
     "Running",

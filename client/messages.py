@@ -19,6 +19,7 @@ from trimtab.client.types import (
     Event,
     FeedbackResult,
     Label,
+    LossEstimate,
     Result,
     Rows,
     Tensor,
@@ -279,7 +280,13 @@ def _drift(report: trimtab.DriftReport) -> Drift:
         report.reference_rows,
         report.alarms,
         features,
+        _estimate(report.estimate) if report.HasField("estimate") else None,
     )
+
+
+def _estimate(found: trimtab.LossEstimate) -> LossEstimate:
+    auc = found.auc if found.HasField("auc") else None
+    return LossEstimate(found.loss, found.standard_error, found.evaluated_loss, found.p_value, auc)
 
 
 def event(message: trimtab.Event) -> Event:

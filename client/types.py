@@ -22,6 +22,7 @@ __all__ = [
     "Event",
     "FeedbackResult",
     "Label",
+    "LossEstimate",
     "Rows",
     "Result",
     "Tensor",
@@ -139,6 +140,22 @@ class DriftFeature:
 
 
 @dataclass(frozen=True)
+class LossEstimate:
+    """What a window's predictions are likely to cost, before labels come: if P(label | prediction) is what it was when
+    the version was evaluated. Concept drift is not seen."""
+
+    loss: float
+    """Expected mean: nats for classes, squared errors over the target's variance for values."""
+    standard_error: float
+    evaluated_loss: float
+    """Mean loss of the labelled rows that the estimate stands on."""
+    p_value: float
+    """Two-sided: that the window's predictions cost as much as theirs."""
+    auc: float | None
+    """Expected; None where it is not of two classes."""
+
+
+@dataclass(frozen=True)
 class Drift:
     """One closed window of served rows against the training data."""
 
@@ -151,6 +168,8 @@ class Drift:
     alarms: int
     features: tuple[DriftFeature, ...] = field(default=())
     """Largest effect first."""
+    estimate: LossEstimate | None = None
+    """None where the version cannot tell."""
 
 
 @dataclass(frozen=True)

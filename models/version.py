@@ -25,6 +25,7 @@ from safetensors.torch import save as save_tensors
 from trimtab._native import Slab
 from trimtab.kernels.device import executor_for
 from trimtab.kernels.errors import KernelError
+from trimtab.kernels.estimate import ScoreTable
 from trimtab.kernels.program import ColumnProgram
 from trimtab.kernels.sketch import Sketch
 from trimtab.models.architectures import Network, build
@@ -46,6 +47,8 @@ __all__ = [
 
 Run = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 WEIGHTS, COLUMNS, REFERENCE = "weights.safetensors", "columns.json", "reference.arrow"
+SCORES = "scores.json"
+"""What predictions cost on labelled rows (kernels/estimate.py); a version may lack it."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,8 @@ class LoadedVersion:
     """Sketch of the training data."""
     module: Network
     device: torch.device
+    scores: ScoreTable | None = None
+    """What its predictions cost on rows that it had not seen; a refreshed version has its parent's."""
     run_eagerly: Run = field(init=False)
     """Predictions [n, K] of features and ids, by the module."""
 
@@ -137,7 +142,8 @@ def load_version(store: VersionStore, number: int, device: str = "cpu", verify: 
             store.verify(number)
         manifest = store.manifest(number)
         folder = store.path(number)
-        files = {name: _read(folder / name) for name in (WEIGHTS, COLUMNS, REFERENCE)}
+        names = (WEIGHTS, COLUMNS, REFERENCE, *({SCORES} & manifest.files.keys()))
+        files = {name: _read(folder / name) for name in names}
         return loaded(manifest, files, device)
     except VersionUnfit:
         raise
@@ -157,6 +163,9 @@ def loaded(manifest: Manifest, files: Mapping[str, bytes], device: str = "cpu") 
         reference = Sketch.from_bytes(files[REFERENCE])
         if reference.spec.hash != program.sketch.hash:
             raise VersionUnfit(f"{where}: {REFERENCE} is a sketch of other columns")
+        scores = ScoreTable.from_json(files[SCORES].decode("utf-8")) if SCORES in files else None
+        if scores is not None and scores.edges != program.sketch.prediction_edges:
+            raise VersionUnfit(f"{where}: {SCORES} is of other buckets than the sketch's")
         config, task = split_architecture(manifest.architecture)
         module = build(config, program, task)
         fill(module, files[WEIGHTS], where)
@@ -166,7 +175,9 @@ def loaded(manifest: Manifest, files: Mapping[str, bytes], device: str = "cpu") 
         raise VersionUnfit(f"{where}: {error}") from error
     place = _device(device, where)
     module.eval().requires_grad_(False).to(place)
-    version = LoadedVersion(manifest.version, manifest.weights, program, task, manifest, reference, module, place)
+    version = LoadedVersion(
+        manifest.version, manifest.weights, program, task, manifest, reference, module, place, scores
+    )
     version.warm([1])
     return version
 
@@ -193,16 +204,22 @@ def fill(module: Network, data: bytes, where: str = "weights") -> None:
 
 
 def version_files(
-    module: Network, program: ColumnProgram, reference: Sketch, optimizer: bytes | None = None
+    module: Network,
+    program: ColumnProgram,
+    reference: Sketch,
+    optimizer: bytes | None = None,
+    scores: ScoreTable | None = None,
 ) -> dict[str, bytes]:
     """The files of a version by name; `optimizer`: the challenger's moments as safetensors, if it is to go on from
-    them."""
+    them; `scores`: what its predictions cost."""
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}
     files = {
         WEIGHTS: save_tensors(weights),
         COLUMNS: program.to_json().encode("utf-8"),
         REFERENCE: reference.to_bytes(),
     }
+    if scores is not None:
+        files[SCORES] = scores.to_json().encode("utf-8")
     return files if optimizer is None else {**files, "optimizer.safetensors": optimizer}
 
 

@@ -3,8 +3,7 @@
 The compute thread counts rows into the open window's sketch and hands a full one over (`put`), at the end of a batch,
 so that the same batches make the same windows. The thread compares it with the reference of the version that served,
 appends the report to drift.jsonl (and, at 64 MiB, starts a new file, keeping one old one), keeps the newest in
-memory, and passes it to `on_window` on the loop. Of features with many unseen values it tells, in an event, which
-these are, from a sample of the window's rows. `settled` returns when everything put before has gone that way:
+memory, and passes it to `on_window` on the loop. `settled` returns when everything put before has gone that way:
 whoever sends commands to the trainer afterwards sends them behind its drift windows.
 
 The monitor's state (windows in a row) survives a restart in drift_monitor.json. A version with another reference
@@ -24,7 +23,6 @@ from pathlib import Path
 
 from trimtab.kernels.drift import DriftMonitor, DriftWindow
 from trimtab.kernels.errors import KernelError
-from trimtab.kernels.unseen import UnseenValues
 from trimtab.models.version import LoadedVersion
 from trimtab.protos.v1 import trimtab_pb2 as pb
 from trimtab.server.events import EventBus
@@ -40,7 +38,6 @@ _log = logging.getLogger(__name__)
 _KEEP = 1000
 _FILE_BYTES = 64 << 20
 _REFERENCE = "reference.arrow"
-_UNSEEN = 0.01  # share of a window's rows from which it is told which unseen values they hold
 _NAMES = {"ks": "kolmogorov_smirnov"}
 
 
@@ -68,8 +65,6 @@ class DriftWatch:
         self._monitor: DriftMonitor | None = None
         self._reference = ""
         self._alarmed: tuple[str, ...] = ()
-        self._unseen: UnseenValues | None = None
-        self._unseen_told: tuple[tuple[str, str], ...] = ()
         self.failures = 0
         """Windows that could not be compared or recorded."""
         self._thread = threading.Thread(target=self._run, name=f"trimtab-drift-{model}", daemon=True)
@@ -121,11 +116,10 @@ class DriftWatch:
 
     def _observe(self, closed: ClosedWindow) -> None:
         monitor = self._monitor_for(closed.version)
-        window = monitor.observe(closed.sketch, closed.start_us, closed.end_us)
+        window = monitor.observe(closed.sketch, closed.start_us, closed.end_us, closed.version.scores)
         report = report_of(self._model, window)
         self._reports.append(report)
         self._tell(window, closed.version.number)
-        self._tell_unseen(closed)
         try:
             self._loop.call_soon_threadsafe(self._on_window, report)
         except RuntimeError:
@@ -175,28 +169,6 @@ class DriftWatch:
             self._events.publish("drift", self._model, message, version=version, numbers=effects)
         self._alarmed = alarms
 
-    def _tell_unseen(self, closed: ClosedWindow) -> None:
-        """An event when other unseen values than before are the most frequent ones of their features."""
-        summaries = closed.sketch.fields
-        fields = [i for i, summary in enumerate(summaries) if summary.unseen_rate >= _UNSEEN]
-        if closed.sample is None or not fields:
-            self._unseen_told = ()
-            return
-        spec = closed.sketch.spec
-        if self._unseen is None or self._unseen.spec is not spec:
-            self._unseen = UnseenValues(spec)
-        found = self._unseen.of(closed.sample, fields)
-        told = tuple((spec.fields[i].name, str(values[0].value)) for i, values in found.items())
-        if told and told != self._unseen_told:
-            parts = []
-            for i, values in found.items():
-                names = ", ".join(f"{str(one.value)[:40]!r} ({one.share:.1%})" for one in values)
-                parts.append(f"{spec.fields[i].name} {summaries[i].unseen_rate:.1%}, most often {names}")
-            message = f"rows hold values that training did not have: {'; '.join(parts[:8])}"
-            numbers = {spec.fields[i].name: summaries[i].unseen_rate for i in found}
-            self._events.publish("drift", self._model, message, version=closed.version.number, numbers=numbers)
-        self._unseen_told = told
-
 
 def report_of(model: str, window: DriftWindow) -> pb.DriftReport:
     """A window as the protocol has it, largest effect first."""
@@ -209,6 +181,16 @@ def report_of(model: str, window: DriftWindow) -> pb.DriftReport:
         reference_rows=window.reference_rows,
         alarms=len(window.alarms),
     )
+    if (found := window.estimate) is not None:
+        report.estimate.CopyFrom(
+            pb.LossEstimate(
+                loss=found.loss,
+                standard_error=found.standard_error,
+                evaluated_loss=found.evaluated_loss,
+                p_value=found.p_value,
+                auc=found.auc,
+            )
+        )
     for feature in sorted(window.features, key=lambda feature: -feature.effect):
         report.features.add(
             feature=feature.feature,

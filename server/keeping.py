@@ -21,7 +21,6 @@ __all__ = ["Capture", "ClosedWindow", "Keeper"]
 
 _RECENT_ROWS = 256
 _RECENT_BATCHES = 256
-_SAMPLES, _SAMPLED_ROWS = 64, 16  # of a window: how often, and how many rows at most
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,8 +31,6 @@ class ClosedWindow:
     version: LoadedVersion
     start_us: int
     end_us: int
-    sample: Slab | None = None
-    """Some of its rows, from all over it."""
 
 
 class Capture(Protocol):
@@ -62,9 +59,6 @@ class _Window:
     """On the monotonic clock, seconds."""
     start_us: int = 1 << 62
     end_us: int = -(1 << 62)
-    sample: Slab | None = None
-    next_sample: int = 0
-    """How many rows the window has when it takes some more."""
 
 
 class Keeper:
@@ -139,7 +133,6 @@ class Keeper:
         if self._capture is not None:
             self._capture.offer_requests(slab, ids, counts, times, version.number, predictions)
         if sketch is not None:
-            self._sample(slab)
             self._extend(times, version)
         self._until_recent -= 1
         if self._until_recent < 0:
@@ -147,17 +140,6 @@ class Keeper:
             recent.extend(slab, stop=min(slab.rows, _RECENT_ROWS))
             self.recent = recent
             self._until_recent = _RECENT_BATCHES
-
-    def _sample(self, slab: Slab) -> None:
-        window = self._window
-        if window is None or window.sketch.rows < window.next_sample:
-            return
-        if window.sample is None:
-            window.sample = Slab(self._schema)
-        if window.sample.rows < _SAMPLES * _SAMPLED_ROWS:  # a window may stay open for long
-            spread = np.arange(min(slab.rows, _SAMPLED_ROWS), dtype=np.int32) * slab.rows // _SAMPLED_ROWS
-            window.sample.extend(slab, spread if slab.rows > _SAMPLED_ROWS else None)
-        window.next_sample = window.sketch.rows + max(1, self._window_rows // _SAMPLES)
 
     def _extend(self, times: NDArray[np.int64], version: LoadedVersion) -> None:
         window = self._window
@@ -168,4 +150,4 @@ class Keeper:
         if old and window.sketch.rows >= self._window_rows:
             self._window = None
             assert self._on_window is not None
-            self._on_window(ClosedWindow(window.sketch, version, window.start_us, window.end_us, window.sample))
+            self._on_window(ClosedWindow(window.sketch, version, window.start_us, window.end_us))

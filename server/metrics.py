@@ -148,10 +148,15 @@ def _drift(models: list[Model]) -> Iterator[Metric]:
     effects: list[Sample] = []
     alarms: list[Sample] = []
     windows: list[Sample] = []
+    estimates: list[Sample] = []
+    evaluated: list[Sample] = []
     for model in models:
         newest = model.drift.newest if model.drift is not None else None
         if newest is None:
             continue
+        if newest.HasField("estimate"):
+            estimates.append(((model.name,), newest.estimate.loss))
+            evaluated.append(((model.name,), newest.estimate.evaluated_loss))
         windows.append(((model.name,), float(newest.window)))
         for feature in newest.features:
             psi = next((s.effect for s in feature.statistics if s.name == "psi"), 0.0)
@@ -161,6 +166,8 @@ def _drift(models: list[Model]) -> Iterator[Metric]:
     yield _gauge("trimtab_drift_effect", "Population stability index of the newest window.", labels, effects)
     yield _gauge("trimtab_drift_alarm", "1 where a feature's drift is significant, large and lasting.", labels, alarms)
     yield _counter("trimtab_drift_windows", "Drift windows closed.", ("model",), windows)
+    yield _gauge("trimtab_estimated_loss", "Loss that the newest window lets expect.", ("model",), estimates)
+    yield _gauge("trimtab_evaluated_loss", "Loss of the labelled rows that estimates stand on.", ("model",), evaluated)
     keepers = [((m.name,), k) for m in models if m.drift is not None and (k := m.engine.keeper) is not None]
     for name, attribute, help_text in (
         ("trimtab_drift_rows", "sketched_rows", "Served rows counted in drift windows."),

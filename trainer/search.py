@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from trimtab.kernels.cpu import CpuExecutor
+from trimtab.kernels.estimate import ScoreTable
 from trimtab.kernels.program import ColumnProgram
 from trimtab.kernels.schema import FeatureSpec
 from trimtab.kernels.sketch import Sketch
@@ -87,7 +88,16 @@ class Fitted:
 
     def files(self) -> dict[str, bytes]:
         """The version's files by name."""
-        return version_files(self.module, self.program, self.reference)
+        return version_files(self.module, self.program, self.reference, scores=self.scores())
+
+    def scores(self) -> ScoreTable | None:
+        """What predictions cost on the holdout, which the model that made them had not seen."""
+        held = self.holdout
+        if held is None:
+            return None
+        positive = held.labels > 0.5 if self.task.kind == "binary" else None
+        edges = self.program.sketch.prediction_edges
+        return ScoreTable.of(edges, self.task.summary(held.predictions), held.losses, positive)
 
 
 def fit_search(

@@ -177,7 +177,7 @@ class Steps:
             with os_errors("read", folder / fitted["challenger"]):
                 state = ChallengerState.from_bytes((folder / fitted["challenger"]).read_bytes())
             module = state.load_into(self._scratch(live))
-            files = version_files(module, live.program, live.reference, state.moments_bytes())
+            files = version_files(module, live.program, live.reference, state.moments_bytes(), live.scores)
             architecture, program = live.manifest.architecture, live.program
         else:
             files = {name: (folder / path).read_bytes() for name, path in fitted["files"].items()}

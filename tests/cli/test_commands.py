@@ -108,9 +108,13 @@ def test_drift(folder: Path, server: dict[str, Any]) -> None:
     assert people.code == 0
     assert "PSI" in people.out
     assert "prediction" in people.out
+    assert "expected without labels: loss" in people.out
     said = files.trimtab("drift", "--windows", "2", "--json", "-C", folder).json
     assert len(said["windows"]) == 2
     assert "income" in {feature["feature"] for feature in said["windows"][0]["features"]}
+    estimate = said["windows"][0]["estimate"]
+    assert 0.0 < estimate["loss"] < 5.0
+    assert 0.0 < estimate["auc"] <= 1.0
 
 
 def test_retrain_without_a_trainer(folder: Path, server: dict[str, Any]) -> None:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load, save
 from trimtab.kernels.cpu import CpuExecutor
+from trimtab.kernels.estimate import ScoreTable
 from trimtab.kernels.sketch import Sketch
 from trimtab.kernels.slabs import slab_from_arrow
 from trimtab.models.architectures import build
@@ -152,6 +153,11 @@ def test_damaged_columns_and_reference_are_refused() -> None:
         loaded(manifest, {**files, "columns.json": json.dumps(columns).encode()})
     with pytest.raises(VersionUnfit, match="version 1"):
         loaded(manifest, {**files, "reference.arrow": b"damaged"})
+    with pytest.raises(VersionUnfit, match="score table"):
+        loaded(manifest, {**files, "scores.json": b"{}"})
+    other = ScoreTable((0.125,), (1, 1), (0.0, 0.0), (0.0, 0.0), (0, 0), False)
+    with pytest.raises(VersionUnfit, match="other buckets"):
+        loaded(manifest, {**files, "scores.json": other.to_json().encode()})
 
 
 @pytest.mark.parametrize("architecture", [{}, {"kind": "mlp"}, {"kind": "tree", "task": TASK.to_json()}])

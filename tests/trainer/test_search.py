@@ -50,6 +50,12 @@ def test_what_is_found_serves() -> None:
     np.testing.assert_allclose(predictions.sum(axis=1), 1.0, rtol=1e-6)
     assert fitted.reference.rows == 800
     assert fitted.reference.prediction.rows == 800
+    assert fitted.holdout is not None
+    assert version.scores is not None
+    assert sum(version.scores.rows) == len(fitted.holdout.losses)
+    found = version.scores.estimate(fitted.reference.prediction.buckets)
+    assert found is not None
+    assert found.evaluated_loss == pytest.approx(fitted.holdout.losses.mean())
 
 
 def test_same_rows_and_seed_same_bits() -> None:
@@ -94,12 +100,15 @@ def test_a_moving_stream_scored_prequentially_beats_standing_still() -> None:
         for prequential in (False, True)
     )
     assert moving.metrics["log_loss"] < still.metrics["log_loss"]
-    assert moving.files() == still.files()
+    for fitted in (moving, still):
+        assert "scores.json" in fitted.files()  # of the holdout as each scored it
+    assert {**moving.files(), "scores.json": b""} == {**still.files(), "scores.json": b""}
 
 
 def test_without_a_holdout_there_are_no_metrics_of_it() -> None:
     fitted = search(make_table(500), holdout=0.0)
     assert fitted.holdout is None
+    assert "scores.json" not in fitted.files()
     assert set(fitted.metrics) == {"trials", "validation_loss"}
 
 
