@@ -64,3 +64,45 @@ def plot_columns(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)
     pyplot.close(figure)
+
+
+def plot_drift(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """False alarms over the rows of a window, and power over them, of ours and of the rivals."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, 3, figsize=(15, 4.6), layout="constrained")
+    quiet = [row for row in rows if row["case"] == "false_alarms"]
+    for column in ("normal", "rounded", "lognormal", "missing", "ten", "zipf"):
+        for part, way, level in ((axes[0], "combined", 0.01), (axes[1], "evidently", None)):
+            mine = [r for r in quiet if r["column"] == column and r["way"] == way and r["level"] == level]
+            mine = sorted((r for r in mine if r["reference"] == 100_000), key=lambda r: r["rows"])
+            if mine:
+                low = [max(r["rate"] - r["low"], 0) for r in mine]
+                bars = [low, [r["high"] - r["rate"] for r in mine]]
+                part.errorbar(
+                    [r["rows"] for r in mine], [r["rate"] for r in mine], bars, marker="o", ms=3, label=column
+                )
+    axes[0].axhline(0.01, color="#888888", linestyle=":")
+    axes[0].set(xscale="log", xlabel="rows of a window", ylabel="share of windows", title="No drift: p ≤ 0.01")
+    axes[1].set(xscale="log", xlabel="rows of a window", title="No drift: Evidently's defaults")
+    for way, style in (("p", "-"), ("evidently", "--"), ("nannyml", ":")):
+        for shift, colour in (("mean", "#1f77b4"), ("missing", "#d62728"), ("share", "#2ca02c")):
+            mine = [r for r in rows if r["case"] == "power" and r["way"] == way and r["shift"] == shift]
+            size = sorted({r["size"] for r in mine})[1:2]
+            mine = [r for r in mine if r["size"] in size]
+            if mine:
+                label = f"{way}: {shift} {size[0]:g}"
+                axes[2].plot(
+                    [r["rows"] for r in mine], [r["rate"] for r in mine], style, color=colour, marker="o", label=label
+                )
+    axes[2].set(xscale="log", xlabel="rows of a window", title="Power (ours: p ≤ 0.01)")
+    for part in axes:
+        part.grid(alpha=0.3)
+        if part.get_legend_handles_labels()[0]:
+            part.legend(fontsize=7)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=130)
+    pyplot.close(figure)

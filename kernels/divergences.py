@@ -7,10 +7,13 @@ significance:
 
   chi_square       Pearson's test of the 2 x B table                          chi² with B - 1 degrees of freedom
   psi              Σ (p - q) ln(p / q)                                       PSI · nm / (n + m) ~ chi², B - 1
-  jensen_shannon   ½ KL(p, mean) + ½ KL(q, mean), in nats                    8 JSD · nm / (n + m) ~ chi², B - 1
-  ks               max |F - G| at the bins' edges                            Kolmogorov, with Stephens' (1970)
-  correction wasserstein      ∫ |F - G|, the bins' mass at their middles                gamma with the moments of ∫
-  |Brownian bridge|
+  jensen_shannon   ½ KL(p, mean) + ½ KL(q, mean), in nats                    the G-test's, by Williams (1976)
+  ks               max |F - G| at the bins' edges                            Kolmogorov, by Stephens (1970)
+  wasserstein      ∫ |F - G|, the bins' mass at their middles                gamma, moments of ∫ |Brownian bridge|
+
+Jensen-Shannon's own limit, 8 JSD · nm / (n + m) ~ chi², is far off where n and m differ much (8 % of windows of 100
+rows below 0.05); the same divergence with the samples' sizes as weights is the G-test, which with Williams' correction
+is not. The gamma's tail is a little light: 1.2 to 1.6 % of windows below 0.01.
 
 The chi² limits need counts: `pool` joins bins until the smaller sample expects at least five rows in each. PSI is
 infinite where one side is empty, so half a row is added to every bin of both (Jeffreys); the others take counts as they
@@ -93,10 +96,19 @@ def jensen_shannon(a: Counts, b: Counts) -> tuple[float, float, float]:
     if used < 2:
         return 0.0, 0.0, 1.0
     p, q = a / n, b / m
-    middle = (p + q) / 2
-    value = 0.5 * sum(float((x[x > 0] * np.log(x[x > 0] / middle[x > 0])).sum()) for x in (p, q))
+    value = 0.5 * (_excess(p, (p + q) / 2) + _excess(q, (p + q) / 2))
     value = min(max(value, 0.0), math.log(2))
-    return value, math.sqrt(value / math.log(2)), float(special().chdtrc(used - 1, 8 * value * n * m / (n + m)))
+    total, both = n + m, a + b
+    g = 2.0 * (_excess(a, both * (n / total)) + _excess(b, both * (m / total)))
+    spread = (total / n + total / m - 1.0) * (total * float((1.0 / both[both > 0]).sum()) - 1.0)
+    corrected = max(g, 0.0) / (1.0 + spread / (6.0 * total * (used - 1)))
+    return value, math.sqrt(value / math.log(2)), float(special().chdtrc(used - 1, corrected))
+
+
+def _excess(observed: Counts, expected: Counts) -> float:
+    """Σ observed ln(observed / expected)."""
+    seen = observed > 0
+    return float((observed[seen] * np.log(observed[seen] / expected[seen])).sum())
 
 
 def ks(a: Counts, b: Counts) -> tuple[float, float]:

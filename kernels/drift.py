@@ -5,8 +5,16 @@ another. A feature drifts in a window when its p-value, adjusted over all featur
 alpha *and* its effect (PSI) is at least min_effect; it alarms when it has drifted in `persistence` windows in a row.
 Neither alone would do: at small n effects are large by chance, and at large n everything is significant.
 
-A feature's p-value is that of the chi-square test over its bins, with missing (and, for categories, unseen) as bins of
-their own; for an ordered feature twice the smaller of it and the Kolmogorov-Smirnov p-value (Bonferroni over the two).
+A feature's p-value is that of the chi-square test over its bins, with missing as a bin of its own; for an ordered
+feature twice the smaller of it and the Kolmogorov-Smirnov p-value (Bonferroni over the two), for categories twice the
+smaller of it and that of the unseen values.
+
+A vocabulary holds what the reference had, its most frequent values are those that the reference happened to have most
+of, and of a rare value any window has less, or another one that is unseen: compared as they are, categories of many
+values always drift. So a value stands alone only where both sides together have so many rows of it that, without
+drift, the reference could not but have had it among its most frequent; all others, unseen ones too, are one bin. Given
+the rows of both sides together, which side has them is chance, and the test keeps its level (benchmarks/drift.py).
+Unseen values are compared with how many were to be expected (CategoryField.novel), one-sided.
 """
 
 from __future__ import annotations
@@ -18,6 +26,7 @@ import numpy as np
 from trimtab.kernels import canonical, divergences
 from trimtab.kernels.divergences import Counts
 from trimtab.kernels.errors import ProgramError, SketchError
+from trimtab.kernels.estimate import Estimate, ScoreTable
 from trimtab.kernels.operations import number
 from trimtab.kernels.sketch import FieldSummary, Sketch
 from trimtab.kernels.sketch_spec import CategoryField, RealField
@@ -84,6 +93,8 @@ class DriftWindow:
     rows: int
     reference_rows: int
     features: tuple[FeatureDrift, ...]
+    estimate: Estimate | None = None
+    """What the window's predictions are likely to cost; None where that cannot be told."""
 
     @property
     def alarms(self) -> tuple[str, ...]:
@@ -98,10 +109,12 @@ class DriftWindow:
     def from_json(cls, text: str) -> DriftWindow:
         """The window that `to_json` wrote. Raises ProgramError."""
         items = canonical.loads(text, "drift window")
-        canonical.as_object(items, "drift window", frozenset(cls.__dataclass_fields__))
+        later = {"estimate"} - items.keys()  # what windows did not always have
+        canonical.as_object(items, "drift window", frozenset(cls.__dataclass_fields__) - later)
+        estimate = items.get("estimate")
         features = tuple(_feature_from_json(value) for value in canonical.as_list(items["features"], "features"))
         whole = {key: _whole(items[key], key) for key in ("window", "start_us", "end_us", "rows", "reference_rows")}
-        return cls(**whole, features=features)
+        return cls(**whole, features=features, estimate=None if estimate is None else Estimate.from_json(estimate))
 
 
 def compare(reference: Sketch, window: Sketch) -> list[FeatureStatistics]:
@@ -130,8 +143,9 @@ class DriftMonitor:
         self.windows = 0
         self._in_a_row = [0] * (len(reference.spec.fields) + 1)
 
-    def observe(self, window: Sketch, start_us: int, end_us: int) -> DriftWindow:
-        """The report on the next window. Raises SketchError for another spec, and has not counted the window then."""
+    def observe(self, window: Sketch, start_us: int, end_us: int, scores: ScoreTable | None = None) -> DriftWindow:
+        """The report on the next window, with an estimate of its loss by `scores`. Raises SketchError for another spec,
+        and has not counted the window then."""
         features = compare(self.reference, window)
         adjusted = divergences.benjamini_hochberg([feature.p_value for feature in features])
         reports: list[FeatureDrift] = []
@@ -154,7 +168,8 @@ class DriftMonitor:
                 )
             )
         self.windows += 1
-        return DriftWindow(self.windows, start_us, end_us, window.rows, self.reference.rows, tuple(reports))
+        estimate = scores.estimate(window.prediction.buckets) if scores is not None else None
+        return DriftWindow(self.windows, start_us, end_us, window.rows, self.reference.rows, tuple(reports), estimate)
 
     def to_json(self) -> str:
         """The state without the reference, which is stored with the version."""
@@ -197,7 +212,7 @@ class DriftMonitor:
 def _compare_field(before: FieldSummary, now: FieldSummary) -> FeatureStatistics:
     ordered = not isinstance(before.field, CategoryField)
     a, b = (summary.buckets.astype(np.float64) for summary in (before, now))
-    bins = divergences.pool(*(_with_absent(summary) for summary in (before, now)), ordered=ordered)
+    bins = divergences.pool(*(_ordered_bins if ordered else _category_bins)(before, now), ordered=ordered)
     psi, psi_p = divergences.psi(*bins)
     jsd, distance, jsd_p = divergences.jensen_shannon(*bins)
     chi, cramer, chi_p = divergences.chi_square(*bins)
@@ -210,6 +225,8 @@ def _compare_field(before: FieldSummary, now: FieldSummary) -> FeatureStatistics
         statistics.append(Statistic("ks", ks, ks, ks_p))
         statistics.append(Statistic("wasserstein", moved, _in_deviations(moved, before, now), moved_p))
         p_value = min(1.0, 2 * min(chi_p, ks_p))
+    elif isinstance(before.field, CategoryField):
+        p_value = min(1.0, 2 * min(chi_p, _unseen_p_value(before.field, before, now)))
     statistics.append(Statistic("chi_square", chi, cramer, chi_p))
     return FeatureStatistics(
         before.field.name,
@@ -225,10 +242,40 @@ def _compare_field(before: FieldSummary, now: FieldSummary) -> FeatureStatistics
     )
 
 
-def _with_absent(summary: FieldSummary) -> Counts:
-    # A number out of the training range is in a bucket already; an unseen category is in none.
-    absent = [summary.missing, summary.unseen] if isinstance(summary.field, CategoryField) else [summary.missing]
-    return np.concatenate([summary.buckets.astype(np.float64), absent])
+def _ordered_bins(before: FieldSummary, now: FieldSummary) -> tuple[Counts, Counts]:
+    """The buckets, which a number out of the training range is in too, and missing."""
+    a, b = (np.append(summary.buckets.astype(np.float64), float(summary.missing)) for summary in (before, now))
+    return a, b
+
+
+def _category_bins(before: FieldSummary, now: FieldSummary) -> tuple[Counts, Counts]:
+    """The values that may stand alone, the rest, missing. See the module."""
+    a, b = (summary.buckets.astype(np.float64) for summary in (before, now))
+    rest_a, rest_b = a[-1] + before.unseen, b[-1] + now.unseen
+    n, m = a.sum() + before.unseen, b.sum() + now.unseen
+    if n and m:
+        # Of t rows together the reference has about Binomial(t, share): three deviations below that mean is still as
+        # many as the least frequent of the values that it counts by name.
+        share = n / (n + m)
+        least = float(a[:-1].min()) if rest_a and len(a) > 1 else 1.0
+        spread = 9.0 * share * (1.0 - share)
+        together = ((np.sqrt(spread) + np.sqrt(spread + 4.0 * share * least)) / (2.0 * share)) ** 2
+        alone = a[:-1] + b[:-1] >= together
+    else:
+        alone = np.ones(len(a) - 1, np.bool_)
+    rest_a, rest_b = rest_a + a[:-1][~alone].sum(), rest_b + b[:-1][~alone].sum()
+    return np.append(a[:-1][alone], [rest_a, before.missing]), np.append(b[:-1][alone], [rest_b, now.missing])
+
+
+def _unseen_p_value(field: CategoryField, before: FieldSummary, now: FieldSummary) -> float:
+    """How surprising it is that the window has so many rows of unseen values, or more: given those of both sides
+    together they are binomial. The reference has, beside what it did not count, what it would not count in other rows,
+    and half a row more, as no count is exactly what is expected."""
+    n, m = before.rows - before.missing, now.rows - now.missing
+    if not n or not now.unseen:
+        return 1.0
+    expected = before.unseen + field.novel * n + 0.5
+    return float(divergences.special().betainc(now.unseen, expected + 1.0, m / (n + m)))
 
 
 def _middles(before: FieldSummary, now: FieldSummary) -> Counts:

@@ -131,7 +131,7 @@ class _Column:
         name = self.spec.name
         if self.category:
             values = self.values(self.vocabulary())
-            return CategoryField(name, values, min(len(values), SKETCH_COUNTED))
+            return CategoryField(name, values, min(len(values), SKETCH_COUNTED), self.frequencies.novel)
         if self.spec.type == "boolean":
             return RealField(name, (0.5,), 0.0, 1.0)
         values_ = self.sample.values()

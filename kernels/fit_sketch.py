@@ -82,7 +82,7 @@ class _Column:
             return RealField(name, (0.5,), 0.0, 1.0)
         if self.field.type == "string" or (self.field.type == "integer" and self._few):
             values = ops.categories(self._frequencies.most_common(KNOWN_VALUES), f"values of {name!r}")
-            return CategoryField(name, values, min(len(values), SKETCH_COUNTED))
+            return CategoryField(name, values, min(len(values), SKETCH_COUNTED), self._frequencies.novel)
         sample = self._sample.values()
         if not len(sample):
             return RealField(name, (), 0.0, 0.0)

@@ -15,6 +15,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from trimtab._native import HeavyHitters
 from trimtab.kernels.slabs import Texts, text_buffers
+from trimtab.kernels.summaries import novel_share
 
 __all__ = ["CAPACITY", "FrequentValues"]
 
@@ -52,6 +53,11 @@ class FrequentValues:
     def error(self) -> int:
         """How much too small a count may be; a value without a counter occurred at most so often."""
         return self._found.error
+
+    @property
+    def novel(self) -> float:
+        """See `novel_share`."""
+        return novel_share((count for _, count in self._found.entries()), self.total)
 
     def counted(self) -> list[tuple[int | str, int]]:
         """Values and counts, the most frequent first, ties by value."""

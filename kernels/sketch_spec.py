@@ -16,7 +16,7 @@ from functools import cached_property
 
 from trimtab.kernels import canonical
 from trimtab.kernels.errors import ProgramError
-from trimtab.kernels.operations import FP32_MAX, categories, fp32, increasing
+from trimtab.kernels.operations import FP32_MAX, categories, fp32, increasing, number
 
 PREFIX = 4  # missing, unseen, negative_infinite, positive_infinite
 MOMENTS = 4  # minimum, maximum, sum, sum_squares
@@ -57,17 +57,21 @@ class CategoryField:
     """A categorical field. Buckets: one for each of the first `counted` values, then one for all the other known
     values.
 
-    A value that is not in `values` is unseen and counted in no bucket.
+    A value that is not in `values` is unseen and counted in no bucket. novel: of how large a share of further rows the
+    value may be expected to be one that was not among those that `values` were fitted to (summaries.novel_share).
     """
 
     name: str
     values: tuple[int, ...] | tuple[str, ...]
     counted: int
+    novel: float = 0.0
 
     def __post_init__(self) -> None:
         what = f"sketch of {self.name!r}"
         object.__setattr__(self, "values", categories(self.values, f"{what}: values"))
         canonical.as_integer(self.counted, f"{what}: counted", 0, min(MAX_COUNTED, len(self.values)))
+        if not 0.0 <= number(self.novel, f"{what}: novel") <= 1.0:
+            raise ProgramError(f"{what}: novel: expected a share, got {self.novel}")
 
     @property
     def buckets(self) -> int:
@@ -126,7 +130,8 @@ class SketchSpec:
 
 def _field_to_json(field: SketchField) -> dict[str, object]:
     if isinstance(field, CategoryField):
-        return {"kind": "category", "name": field.name, "values": list(field.values), "counted": field.counted}
+        known = {"kind": "category", "name": field.name, "values": list(field.values), "counted": field.counted}
+        return {**known, "novel": field.novel} if field.novel else known  # as it was before there was one
     return {
         "kind": "real",
         "name": field.name,
@@ -141,10 +146,12 @@ def _field_from_json(value: object) -> SketchField:
     items = canonical.as_object(value, "sketch field")
     kind = items.get("kind")
     if kind == "category":
-        canonical.as_object(value, "sketch field", frozenset({"kind", "name", "values", "counted"}))
+        optional = {"novel"} & items.keys()
+        canonical.as_object(value, "sketch field", frozenset({"kind", "name", "values", "counted"} | optional))
         name = canonical.as_text(items["name"], "sketch field name")
         values = categories(items["values"], f"sketch of {name!r}")
-        return CategoryField(name, values, canonical.as_integer(items["counted"], "counted", 0, MAX_COUNTED))
+        counted = canonical.as_integer(items["counted"], "counted", 0, MAX_COUNTED)
+        return CategoryField(name, values, counted, number(items.get("novel", 0.0), f"sketch of {name!r}: novel"))
     if kind == "real":
         canonical.as_object(value, "sketch field", frozenset({"kind", "name", "edges", "low", "high", "shift"}))
         name = canonical.as_text(items["name"], "sketch field name")

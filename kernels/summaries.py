@@ -10,6 +10,7 @@ while ops after a fitted op need values.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -122,6 +123,17 @@ class Moments:
         return math.sqrt(self._squares / self.count)
 
 
+def novel_share(counts: Iterable[int], rows: int) -> float:
+    """Of further rows, the share whose value did not occur before, at most: with a values that occurred once and b that
+    occurred twice a / rows (Good and Turing), and one deviation of that estimate more, √(a + 2 b) / rows. 0 without
+    rows."""
+    once = twice = 0
+    for count in counts:
+        once += count == 1
+        twice += count == 2
+    return min((once + math.sqrt(once + 2 * twice)) / rows, 1.0) if rows else 0.0
+
+
 class Frequencies:
     """How often each category occurs. Exact up to `limit` distinct values; beyond, the rarest half is forgotten each
     time that the limit is passed, so the counts of values that were rare for long are lower bounds."""
@@ -129,6 +141,7 @@ class Frequencies:
     def __init__(self, limit: int = DISTINCT_LIMIT) -> None:
         self._limit = limit
         self._counts: dict[int | str, int] = {}
+        self._rows = 0
 
     def add(self, values: NDArray[np.int64] | pa.StringArray) -> None:
         """Adds a batch's known values."""
@@ -138,10 +151,16 @@ class Frequencies:
         else:
             counted: Any = pc.value_counts(values)
             pairs = list(zip(counted.field(0).to_pylist(), counted.field(1).to_pylist(), strict=True))
+        self._rows += len(values)
         for key, count in pairs:
             self._counts[key] = self._counts.get(key, 0) + count
         if len(self._counts) > self._limit:
             self._counts = dict(self._ordered()[: self._limit // 2])
+
+    @property
+    def novel(self) -> float:
+        """See `novel_share`."""
+        return novel_share(self._counts.values(), self._rows)
 
     def most_common(self, limit: int, least: int = 1) -> list[int | str]:
         """At most `limit` values that occurred at least `least` times, the most frequent first, ties by value."""

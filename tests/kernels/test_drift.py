@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from scipy import stats
 from scipy.spatial.distance import jensenshannon
@@ -13,8 +14,11 @@ from trimtab.kernels import divergences
 from trimtab.kernels.cpu import CpuExecutor
 from trimtab.kernels.drift import DriftMonitor, DriftWindow, FeatureStatistics, compare
 from trimtab.kernels.errors import ProgramError, SketchError
+from trimtab.kernels.estimate import ScoreTable
+from trimtab.kernels.fit_sketch import fit_sketch
 from trimtab.kernels.program import CategoryField, ColumnProgram, Field, RealField, SketchSpec
 from trimtab.kernels.sketch import Sketch
+from trimtab.kernels.slabs import rows_from_arrow
 
 EDGES = tuple(float(x) for x in np.unique(stats.norm.ppf(np.arange(1, 32) / 32).astype(np.float32)))
 NUMBERS = np.random.default_rng(11)
@@ -209,6 +213,23 @@ def test_window_json() -> None:
         DriftWindow.from_json(json.dumps(document))
 
 
+def test_windows_with_an_estimate_and_those_of_old() -> None:
+    random = np.random.default_rng(5)
+    scores = ScoreTable.of(
+        SPEC.prediction_edges, random.random(500).astype(np.float32), random.random(500), random.random(500) < 0.5
+    )
+    window = rows(random, 300)
+    report = DriftMonitor(rows(random, 500), 0.05, 0.1, 1).observe(window, 10, 20, scores)
+    assert report.estimate == scores.estimate(window.prediction.buckets)
+    assert report.estimate is not None
+    assert DriftWindow.from_json(report.to_json()) == report
+    document = json.loads(report.to_json())
+    del document["estimate"]
+    assert DriftWindow.from_json(json.dumps(document)).estimate is None
+    with pytest.raises(ProgramError, match="estimate"):
+        DriftWindow.from_json(json.dumps({**document, "estimate": {"loss": 1.0}}))
+
+
 def test_benjamini_hochberg_against_scipy() -> None:
     for size in (1, 2, 30):
         p_values = NUMBERS.random(size)
@@ -227,3 +248,53 @@ def test_pool_keeps_rows_and_order() -> None:
         assert ((joined_a + joined_b) * share >= divergences.EXPECTED).all()
     assert divergences.pool(a, b, ordered=True)[0].tolist() == [3.0, 50.0, 64.0]
     assert [len(part) for part in divergences.pool(a, np.zeros(8), ordered=True)] == [0, 0]
+
+
+TEXTS = np.asarray([f"value {i}" for i in range(1000)])
+
+
+def text_trial(
+    rng: np.random.Generator, shares: np.ndarray, reference: int, rows: int, new: float = 0.0
+) -> FeatureStatistics:
+    """A window against a reference that its vocabulary was fitted to."""
+
+    def batch(count: int, foreign: float) -> pa.RecordBatch:
+        drawn = TEXTS[rng.choice(len(shares), count, p=shares)]
+        return pa.record_batch({"t": pa.array(np.where(rng.random(count) < foreign, "another", drawn))})
+
+    before, now = batch(reference, 0.0), batch(rows, new)
+    program = fit_sketch([Field("t", "string")], [before])
+    sketches = []
+    for side in (before, now):
+        sketches.append(Sketch(program.sketch))
+        CpuExecutor(program).run(rows_from_arrow(side, program.schema), sketches[-1])
+    return compare(*sketches)[0]
+
+
+ZIPF = 1 / np.arange(1, 1001) / (1 / np.arange(1, 1001)).sum()
+
+
+@pytest.mark.parametrize(
+    ("shares", "reference", "rows"),
+    [
+        (ZIPF, 300, 300),
+        (ZIPF, 1000, 100),
+        (ZIPF, 100, 1000),
+        (np.full(1000, 0.001), 2000, 2000),
+        (np.full(200, 0.005), 2000, 500),
+        (np.full(40, 0.025), 300, 300),
+    ],
+)
+def test_a_vocabulary_fitted_to_the_reference_raises_no_alarms(shares: np.ndarray, reference: int, rows: int) -> None:
+    """Of rare values any window has others than the reference: all of them were significant once."""
+    rng = np.random.default_rng(7)
+    p_values = np.asarray([text_trial(rng, shares, reference, rows).p_value for _ in range(300)])
+    assert (p_values <= 0.05).mean() < 0.05 + 4 * np.sqrt(0.05 * 0.95 / 300)
+    assert (p_values <= 0.01).mean() < 0.01 + 4 * np.sqrt(0.01 * 0.99 / 300)
+
+
+@pytest.mark.parametrize("shares", [ZIPF, np.full(20, 0.05)])
+def test_a_value_that_was_not_there_is_seen(shares: np.ndarray) -> None:
+    rng = np.random.default_rng(8)
+    p_values = np.asarray([text_trial(rng, shares, 10_000, 1000, new=0.08).p_value for _ in range(40)])
+    assert (p_values <= 0.01).mean() > 0.9

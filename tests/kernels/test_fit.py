@@ -92,7 +92,10 @@ def test_vocabulary_by_frequency_then_value() -> None:
     )
     assert ops_of(program) == [[ops.Vocabulary(("c", "a", "b"))], [ops.Vocabulary((1, -7))]]
     assert program.id_sizes == (6, 5)
-    assert program.sketch.fields == (CategoryField("s", ("c", "a", "b"), 3), CategoryField("i", (1, -7), 2))
+    assert program.sketch.fields == (
+        CategoryField("s", ("c", "a", "b"), 3, 2 / 12),  # of twelve rows one had a value of its own: that, and ± 1
+        CategoryField("i", (1, -7), 2, 2 / 12),
+    )
 
 
 ALL_REAL: list[Any] = [

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 from trimtab._native import sketch_values
 from trimtab.kernels.cpu import CpuExecutor
-from trimtab.kernels.errors import SketchError
+from trimtab.kernels.errors import ProgramError, SketchError
 from trimtab.kernels.program import CategoryField, ColumnProgram, Field, RealField, SketchSpec
 from trimtab.kernels.sketch import Sketch
 from trimtab.kernels.sketch_spec import PREFIX
@@ -133,6 +133,18 @@ def test_merge_equals_the_whole() -> None:
 def test_merge_of_other_spec() -> None:
     with pytest.raises(SketchError, match="different specs"):
         Sketch(SPEC).merge(Sketch(SketchSpec(SPEC.fields, (0.5,))))
+
+
+def test_specs_say_what_share_of_values_is_novel() -> None:
+    known = SketchSpec((CategoryField("s", ("a",), 1),))
+    novel = SketchSpec((CategoryField("s", ("a",), 1, 0.25),))
+    assert "novel" not in str(known.to_json())  # hashes of specs that were made without stay as they are
+    assert known.hash != novel.hash
+    assert SketchSpec.from_json(novel.to_json()) == novel
+    assert SketchSpec.from_json(known.to_json()) == known
+    for wrong in (-0.1, 1.5, float("nan"), "x"):
+        with pytest.raises(ProgramError, match="novel"):
+            CategoryField("s", ("a",), 1, wrong)  # type: ignore[arg-type]
 
 
 def test_bytes_round_trip() -> None:
