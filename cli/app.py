@@ -26,6 +26,11 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "status": ("trimtab.cli.status", "status", "How the running server, its models and its trainer are."),
     "versions": ("trimtab.cli.versions", "versions", "Every version of the model, with verdicts and reasons."),
     "drift": ("trimtab.cli.drift", "drift", "How what is served differs from what was trained on."),
+    "timeline": (
+        "trimtab.cli.timeline",
+        "timeline",
+        "What came in, what it let expect, what labels said.",
+    ),
     "promote": ("trimtab.cli.promote", "promote", "Make a version live."),
     "rollback": ("trimtab.cli.promote", "rollback", "Make the previous version live again."),
     "publish": ("trimtab.cli.publish", "publish", "Publish weights that were made elsewhere as a version."),

@@ -68,6 +68,11 @@ class ModelPaths:
         return self.root / "drift.jsonl"
 
     @property
+    def timeline(self) -> Path:
+        """What labels said over time, written by the trainer; append-only."""
+        return self.root / "timeline.jsonl"
+
+    @property
     def trainer(self) -> Path:
         """Folder of the trainer's own: workflow database, checkpoints, triggers."""
         return self.root / "trainer"

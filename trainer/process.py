@@ -4,7 +4,7 @@ Threads: one reads the stream of commands into a queue; the main thread takes th
 that nothing is shared but that queue and the one of reports. A command is acknowledged once it is dealt with; after a
 restart the server sends again what was not, and every command may be met twice.
 
-  advance   read what was sealed and labelled, join, retrain while a trigger fires, report quality
+  advance   read what was sealed and labelled, join, note what labels say, retrain while a trigger fires, report quality
   drift     remember the alarms of a closed window
   retrain   what a person asked for
   shutdown  leave
@@ -17,6 +17,7 @@ change the order of sums, and with it the weights.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import queue
 import signal
@@ -27,7 +28,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from trimtab.client.admin import AdminClient, running
 from trimtab.client.errors import Cancelled, ClientError, Unavailable
 from trimtab.models.code import allow_project
@@ -36,9 +39,11 @@ from trimtab.store.live import LiveStore
 from trimtab.store.manifest import Decision
 from trimtab.store.project import Project
 from trimtab.store.settings import ModelSettings
+from trimtab.store.timeline import Evidence, append_evidence
 from trimtab.store.versions import VersionStore
 from trimtab.trainer import durable, workflow
-from trimtab.trainer.dataset import Dataset
+from trimtab.trainer.dataset import Dataset, Part
+from trimtab.trainer.detectors import ErrorDetectors
 from trimtab.trainer.errors import ServerGone
 from trimtab.trainer.outbox import Outbox
 from trimtab.trainer.quality import Quality
@@ -62,6 +67,8 @@ class ModelTrainer:
         self.model = model
         self.dataset = Dataset(model, project.model_state(model.name))
         self.quality = Quality(self.dataset.task)
+        self._detectors = ErrorDetectors(self.dataset.task)
+        self._timeline = project.model_state(model.name).timeline
         self._person = person
         self._outbox = Outbox(project.model_state(model.name).outbox)
         self.tracker = Tracker(project, model, self._outbox)
@@ -81,6 +88,7 @@ class ModelTrainer:
             state = state.with_(data_time_us=now_us)
         if part is not None and len(part.table):
             self.quality.add(part)
+            self._note(part)
             if state.started_us is None:
                 state = state.with_(started_us=int(part.table.time_us[0]))
         self.steps.state = state
@@ -99,6 +107,34 @@ class ModelTrainer:
                     metrics=realised.metrics,
                 )
             )
+
+    def _note(self, part: Part) -> None:
+        """What matured rows say: on the timeline for every version that served some, and as an event where the live
+        version's loss rose."""
+        live = LiveStore(self.steps.paths.live).read()
+        for version in np.unique(part.versions[part.versions > 0]).tolist():
+            chosen = part.versions == version
+            served, labels, times = part.served[chosen], part.table.labels[chosen], part.table.time_us[chosen]
+            self._note_realised(int(version), self.dataset.task.losses_of(served, labels), int(times.max()))
+            if live is None or live.live != version:
+                continue
+            for change in self._detectors.add(live.live, served, labels, times):
+                numbers = {"before": change.before, "after": change.after}
+                append_evidence(
+                    self._timeline, Evidence("change", change.time_us, change.version, change.message, numbers)
+                )
+                event = pb.Event(kind="change", model_name=self.model.name, message=change.message, numbers=numbers)
+                event.version = change.version
+                self._reports.event(event)
+
+    def _note_realised(self, version: int, losses: NDArray[np.float64], time_us: int) -> None:
+        losses = losses[np.isfinite(losses)]
+        if not len(losses):
+            return
+        error = float(losses.std(ddof=1)) / math.sqrt(len(losses)) if len(losses) > 1 else math.nan
+        numbers = {"loss": float(losses.mean()), "standard_error": error, "rows": float(len(losses))}
+        message = f"{len(losses):,} labelled rows cost {numbers['loss']:.4f} each"
+        append_evidence(self._timeline, Evidence("realised", time_us, version, message, numbers))
 
     def introduce(self) -> None:
         """Tells MLflow of the version that was live before any workflow ran, once."""
@@ -143,6 +179,8 @@ class ModelTrainer:
         self.dataset.flush()
         outcome = workflow.run(self.model.name, identity, recipe, trigger)
         self._reports.workflows += 1
+        message = f"{outcome['verdict']}: {outcome['reason']}"
+        append_evidence(self._timeline, Evidence("decided", self.steps.state.data_time_us, outcome["version"], message))
         return outcome
 
     def close(self) -> None:

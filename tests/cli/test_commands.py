@@ -117,6 +117,27 @@ def test_drift(folder: Path, server: dict[str, Any]) -> None:
     assert 0.0 < estimate["auc"] <= 1.0
 
 
+def test_timeline(folder: Path, server: dict[str, Any], tmp_path: Path) -> None:
+    with Client(server["grpc"]) as client:
+        client.infer(files.loans(200, seed=5))
+    from trimtab.client import AdminClient
+
+    with AdminClient(server["admin"]) as admin:
+        admin.advance(0)
+    report = tmp_path / "timeline.html"
+    people = files.trimtab("timeline", "-C", folder, "--html", report)
+    assert people.code == 0, people.err
+    assert "no alarm" in people.out or "alarm:" in people.out
+    page = report.read_text("utf-8")
+    assert "<svg" in page
+    assert "http" not in page.replace("http://www.w3.org/2000/svg", "")
+    said = files.trimtab("timeline", "--json", "--entries", "3", "-C", folder).json
+    assert len(said["entries"]) == 3
+    assert {"input", "estimated"} <= {entry["kind"] for entry in said["entries"]}
+    times = [entry["time_us"] for entry in said["entries"]]
+    assert times == sorted(times)
+
+
 def test_retrain_without_a_trainer(folder: Path, server: dict[str, Any]) -> None:
     assert "without a trainer" in files.fails("retrain", "-C", folder)
     assert "--recipe" in files.fails("retrain", "--recipe", "magic", "-C", folder, code=2)

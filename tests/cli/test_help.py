@@ -24,6 +24,7 @@ FLAGS = {
     "status": "",
     "versions": "",
     "drift": "",
+    "timeline": "--entries --html --model",
     "promote": "",
     "rollback": "",
     "publish": "--reason --model",

@@ -8,8 +8,10 @@ import signal
 from pathlib import Path
 
 import pytest
+from trimtab.models.version import load_version
 from trimtab.store.live import LiveStore
 from trimtab.store.project import Project
+from trimtab.store.timeline import read_evidence
 from trimtab.store.versions import VersionStore
 from trimtab.trainer.workflow import STEPS
 
@@ -49,8 +51,8 @@ def outcome(project: Project) -> dict[str, object]:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
-    """The outcome when nothing dies."""
+def played(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """After a run in which nothing died."""
     import shutil
 
     folder = tmp_path_factory.mktemp("undisturbed") / "p"
@@ -59,7 +61,13 @@ def undisturbed(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> dict
     with serving(project) as server:
         server.play(*HOURS)
         assert server.stop() == 0
-    return outcome(project)
+    return project
+
+
+@pytest.fixture(scope="module")
+def undisturbed(played: Project) -> dict[str, object]:
+    """The outcome when nothing dies."""
+    return outcome(played)
 
 
 def test_it_refreshes_and_promotes_once_enough_rows_matured(undisturbed: dict[str, object]) -> None:
@@ -69,6 +77,19 @@ def test_it_refreshes_and_promotes_once_enough_rows_matured(undisturbed: dict[st
     assert [line[:2] for line in decisions] == [(1, "initial"), (2, "promoted")]
     assert all(line[2] for line in decisions)
     assert undisturbed["left_over"] == []
+
+
+def test_what_labels_said_is_on_the_timeline(played: Project) -> None:
+    found = read_evidence(played.model_state(MODEL).timeline)
+    realised = [entry for entry in found if entry.kind == "realised"]
+    assert {entry.version for entry in realised} >= {1}
+    assert sum(entry.numbers["rows"] for entry in realised) >= 300
+    assert all(0.0 < entry.numbers["loss"] < 5.0 for entry in realised)
+    (decided,) = [entry for entry in found if entry.kind == "decided"]
+    assert decided.version == 2
+    assert decided.message.startswith("promoted: ")
+    assert realised[0].time_us < decided.time_us
+    assert load_version(VersionStore(played.model_state(MODEL).versions), 2).scores is not None  # its parent's
 
 
 @pytest.mark.slow
