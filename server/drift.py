@@ -2,9 +2,11 @@
 
 The compute thread counts rows into the open window's sketch and hands a full one over (`put`), at the end of a batch,
 so that the same batches make the same windows. The thread compares it with the reference of the version that served,
-appends the report to drift.jsonl (and, at 64 MiB, starts a new file, keeping one old one), keeps the newest in
-memory, and passes it to `on_window` on the loop. `settled` returns when everything put before has gone that way:
-whoever sends commands to the trainer afterwards sends them behind its drift windows.
+appends the report to drift.jsonl (and, at 64 MiB, starts a new file, keeping one old one), keeps the newest in memory,
+and passes it to `on_window` on the loop. With `sliding` windows it is the sum of the newest ones that is compared:
+sketches merge, so no row is counted twice; after a restart, and for another reference, sums begin anew. `settled`
+returns when everything put before has gone that way: whoever sends commands to the trainer afterwards sends them behind
+its drift windows.
 
 The monitor's state (windows in a row) survives a restart in drift_monitor.json. A version with another reference
 starts a new count; fine-tunes inherit their parent's.
@@ -17,12 +19,13 @@ import logging
 import queue
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 
 from trimtab.kernels.drift import DriftMonitor, DriftWindow
 from trimtab.kernels.errors import KernelError
+from trimtab.kernels.sketch import Sketch
 from trimtab.models.version import LoadedVersion
 from trimtab.protos.v1 import trimtab_pb2 as pb
 from trimtab.server.events import EventBus
@@ -64,6 +67,7 @@ class DriftWatch:
         self._reports: deque[pb.DriftReport] = deque(_read(model, path), maxlen=_KEEP)
         self._monitor: DriftMonitor | None = None
         self._reference = ""
+        self._panes: deque[ClosedWindow] = deque(maxlen=settings.sliding)
         self._alarmed: tuple[str, ...] = ()
         self.failures = 0
         """Windows that could not be compared or recorded."""
@@ -116,7 +120,11 @@ class DriftWatch:
 
     def _observe(self, closed: ClosedWindow) -> None:
         monitor = self._monitor_for(closed.version)
-        window = monitor.observe(closed.sketch, closed.start_us, closed.end_us, closed.version.scores)
+        self._panes.append(closed)
+        sketch = _merged(self._panes)
+        start_us = min(pane.start_us for pane in self._panes)
+        end_us = max(pane.end_us for pane in self._panes)
+        window = monitor.observe(sketch, start_us, end_us, closed.version.scores)
         report = report_of(self._model, window)
         self._reports.append(report)
         self._tell(window, closed.version.number)
@@ -135,6 +143,7 @@ class DriftWatch:
         if self._monitor is None or reference != self._reference:
             before = self._monitor
             self._monitor = self._restored(version) if before is None else None
+            self._panes.clear()
             if self._monitor is None:
                 settings = self._settings
                 self._monitor = DriftMonitor(
@@ -168,6 +177,15 @@ class DriftWatch:
             message = f"{len(alarms)} features have drifted for {self._settings.persistence} windows: {largest}"
             self._events.publish("drift", self._model, message, version=version, numbers=effects)
         self._alarmed = alarms
+
+
+def _merged(panes: Sequence[ClosedWindow]) -> Sketch:
+    if len(panes) == 1:
+        return panes[0].sketch
+    total = Sketch(panes[-1].sketch.spec)
+    for pane in panes:
+        total.merge(pane.sketch)
+    return total
 
 
 def report_of(model: str, window: DriftWindow) -> pb.DriftReport:

@@ -359,6 +359,8 @@ class DriftSettings(Settings):
     """Least rows of one window."""
     window_seconds: Annotated[float, Field(ge=0.0)] = 10.0
     """Least time of one window, so that a busy model is not compared all the time; in lockstep rows alone count."""
+    sliding: Annotated[int, Field(ge=1, le=1000)] = 1
+    """Windows that are compared together: each time that one closes, it and those before it, merged. 1: each alone."""
     max_rows_per_second: Annotated[int, Field(ge=0)] = 250_000
     """Beyond this rate whole batches are left out of the statistics, which need no more; 0: every row counts, as in
     lockstep."""
