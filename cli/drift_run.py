@@ -106,7 +106,7 @@ def drift_of_files(options: FileOptions, output: Output) -> None:
 
 
 def _open(path: Path) -> Table:
-    table = open_table(path)
+    table = open_table(path, fast=True)
     if len(set(table.names)) < len(table.names):
         twice = next(name for name in table.names if table.names.count(name) > 1)
         table.close()

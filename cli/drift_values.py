@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from trimtab.kernels.cores import on_all_cores
 from trimtab.kernels.frequent import FrequentValues
 from trimtab.kernels.program import ColumnProgram
 from trimtab.kernels.quantiles import QuantileSketch
@@ -47,11 +48,15 @@ class ColumnValues:
 
     def add(self, columns: Sequence[Reals | Integers | Texts]) -> None:
         """Adds a batch's rows, as `arrays_from_arrow` gives them."""
-        for kept, values in zip(self._columns, columns, strict=True):
+
+        def add(i: int) -> None:
+            kept, values = self._columns[i], columns[i]
             if isinstance(kept, FrequentValues):
                 kept.add(values if isinstance(values, tuple) else values.astype(np.int64, copy=False))
             elif kept is not None and not isinstance(values, tuple):
                 kept.add(_numbers(values))
+
+        on_all_cores(add, len(self._columns))
 
     def quantiles(self, index: int) -> tuple[float, ...]:
         """Those of SHARES, within 2^-8 of the exact ones; none of a column that is no number."""

@@ -7,11 +7,13 @@ result is a column program without chains: an executor that runs it computes no 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 from trimtab.kernels import operations as ops
+from trimtab.kernels.cores import on_all_cores
 from trimtab.kernels.errors import FitError
 from trimtab.kernels.fit import SKETCH_BINS, SKETCH_COUNTED
 from trimtab.kernels.fit_ops import to_fp32
@@ -39,11 +41,21 @@ def fit_sketch(fields: Sequence[Field], batches: Iterable[pa.RecordBatch]) -> Co
         priorities = row_priorities(rows, batch.num_rows)
         rows += batch.num_rows
         sampled = np.flatnonzero(priorities <= max((column.limit for column in columns), default=np.uint64(0)))
-        for column in columns:
-            column.add(column_values(batch, column.field.name, column.field.type), priorities, sampled)
+        values = [column_values(batch, column.field.name, column.field.type) for column in columns]
+        on_all_cores(partial(_add, columns, values, priorities, sampled), len(columns))
     if not rows:
         raise FitError("no rows to fit a sketch on")
     return ColumnProgram(tuple(fields), (), SketchSpec(tuple(column.summary() for column in columns)))
+
+
+def _add(
+    columns: Sequence[_Column],
+    values: Sequence[Values],
+    priorities: NDArray[np.uint64],
+    sampled: NDArray[np.intp],
+    i: int,
+) -> None:
+    columns[i].add(values[i], priorities, sampled)
 
 
 class _Column:

@@ -105,7 +105,7 @@ def _real(array: Any) -> NDArray[np.float32]:
     elif pa.types.is_decimal(kind):
         array = array.cast(pa.float64()).cast(pa.float32(), safe=False)
     elif pa.types.is_integer(kind) or pa.types.is_floating(kind):
-        array = array.cast(pa.float32(), safe=False)
+        array = array if pa.types.is_float32(kind) else array.cast(pa.float32(), safe=False)  # a cast copies
     else:
         raise _Unfit
     if array.null_count:
