@@ -143,7 +143,7 @@ TextLookup::Key TextLookup::key_of(const char* text, std::size_t size, const cha
     if (size > 16) return {load(text), hash_long(text, size), size};
     char few[16] = {};
     if (end - text < 16) {
-        std::memcpy(few, text, size);
+        if (size > 0) std::memcpy(few, text, size);
         text = few;
     }
     return {load(text) & kMasks.first[size], load(text + 8) & kMasks.second[size], size};
