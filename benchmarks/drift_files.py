@@ -1,5 +1,6 @@
 """`trimtab drift` on files larger than caches: two Parquet files of float32 columns, fifty of which are shifted in
-the second, compared as a process of its own, beside reading the same bytes and nothing else (the reference is read twice).
+the second, compared as a process of its own, beside reading the same bytes and nothing else (the reference is read
+twice).
 
 Default: 2 x 1.5 million rows of 1,000 columns, 12 GB (`--quick`: a tenth), written to --folder, kept for the next run.
 
@@ -93,7 +94,8 @@ def main() -> None:
     read, drift = (float(row["time"]["p50"]) for row in result)
     gigabytes = sum(path.stat().st_size for path in files) / 1e9
     summary = {
-        "file_gb": gigabytes, "read_s": read, "drift_s": drift, "statistics_s": drift - read, "drift_vs_read": drift / read,
+        "file_gb": gigabytes, "read_s": read, "drift_s": drift, "statistics_s": drift - read,
+        "drift_vs_read": drift / read,
         "peak_mib": max(run["peak_mib"] for run in found["drift"]), "cores": float(len(os.sched_getaffinity(0))),
     }  # fmt: skip
     report(result, summary, options.json)
