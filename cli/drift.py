@@ -13,6 +13,7 @@ from trimtab.cli.options import Directory, Json, Model
 if TYPE_CHECKING:
     from trimtab.client import Drift, DriftFeature, LossEstimate
     from trimtab.store.project import Project
+    from trimtab.store.settings import DriftSettings
 
 __all__ = ["drift"]
 
@@ -111,7 +112,7 @@ def _of_model(directory: Path, model: str, windows: int, everything: bool, as_js
     found, running = _reports(project, settings.name, windows)
     if not found:
         output.say(
-            f"no window is closed yet: a window has {settings.drift.window_rows:,} served rows"
+            f"no window is closed yet: a window has {_length(settings.drift)}"
             if settings.drift.enabled
             else "drift is switched off: [model.drift] enabled"
         )
@@ -130,6 +131,14 @@ def _of_model(directory: Path, model: str, windows: int, everything: bool, as_js
         if window.estimate is not None:
             output.say(_estimated(window.estimate))
     output.result({"model": settings.name, "server": running, "windows": [asdict(window) for window in found]})
+
+
+def _length(drift: DriftSettings) -> str:
+    from trimtab.store.durations import format_duration
+
+    if drift.window:
+        return f"{format_duration(drift.window)} of data time, and at least {drift.least_rows:,} served rows"
+    return f"{drift.window_rows:,} served rows"
 
 
 def _estimated(found: LossEstimate) -> str:

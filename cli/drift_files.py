@@ -37,6 +37,7 @@ from trimtab.kernels.sketch import FieldSummary, Sketch
 from trimtab.kernels.sketch_spec import CategoryField
 from trimtab.kernels.slabs import arrays_from_arrow
 from trimtab.store.durations import format_duration
+from trimtab.store.windows import window_start, window_starts
 
 __all__ = [
     "MOST_WINDOWS",
@@ -50,8 +51,6 @@ __all__ = [
 ]
 
 MOST_WINDOWS = 1000
-# Windows begin at multiples of their length from a Monday, midnight UTC.
-_MONDAY_US = 4 * 86_400_000_000
 
 
 @dataclass(frozen=True)
@@ -130,7 +129,7 @@ def compare_rows(
     clock = current.clock
     if window_us and clock is not None:
         low, high = clock.first if current.low is None else max(clock.first, current.low), clock.last
-        count = (high - _MONDAY_US) // window_us - (low - _MONDAY_US) // window_us + 1
+        count = (window_start(high, window_us) - window_start(low, window_us)) // window_us + 1
         if count > MOST_WINDOWS:
             raise UsageError(
                 f"--window {format_duration(window_us)} makes {count:,} windows of {current.table.path}; give one of "
@@ -207,7 +206,7 @@ def sketch_rows(
 
 
 def _starts(times: NDArray[np.int64], window_us: int) -> NDArray[np.int64]:
-    starts = (times - _MONDAY_US) // window_us * window_us + _MONDAY_US
+    starts = window_starts(times, window_us)
     starts[times == NO_TIME] = NO_TIME
     return starts
 

@@ -55,7 +55,7 @@ def timeline(
     found = gathered(project, settings.name)
     shown = found[-entries:]
     if not found:
-        output.say("nothing yet: a drift window closes after [model.drift] window_rows rows, labels mature by cohorts")
+        output.say("nothing yet: a drift window closes as [model.drift] says, labels mature by cohorts")
     else:
         output.table(
             ("time", "what", "version", "loss", ""),

@@ -105,6 +105,11 @@ class LoadedVersion:
             sketch.add_predictions(predictions)
         return predictions
 
+    def count(self, slab: Slab, predictions: NDArray[np.float32], sketch: Sketch, start: int, stop: int) -> None:
+        """Counts the slab's rows [start, stop) and their predictions [stop - start, K] as `predict` would have."""
+        self._executor.run(slab, sketch, start, stop)  # type: ignore[attr-defined]
+        sketch.add_predictions(predictions)
+
     def warm(self, batch_sizes: Sequence[int]) -> None:
         """Runs each batch size once, on rows of missing values. Raises VersionUnfit where a prediction is not
         finite."""

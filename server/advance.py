@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Sequence
+from functools import partial
 
 from trimtab.protos.v1 import trimtab_pb2 as pb
 from trimtab.server.channel import Command, TrainerChannel
@@ -33,6 +34,11 @@ class Advancer:
 
     async def advance(self, models: Sequence[Model], data_time_us: int) -> int:
         """Returns the number of rows sealed, when the trainer has dealt with all of it. Raises Draining, StoreError."""
+        closing = [
+            self._compute.run_between_batches(partial(model.engine.close_windows, data_time_us)) for model in models
+        ]
+        for closed in closing:
+            await asyncio.wrap_future(closed)
         rows = await self.seal(models)
         if self._channel.enabled:
             commands = [self._send(model, data_time_us) for model in models if model.settings.retrainable]

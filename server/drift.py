@@ -4,7 +4,9 @@ The compute thread counts rows into the open window's sketch and hands a full on
 so that the same batches make the same windows. The thread compares it with the reference of the version that served,
 appends the report to drift.jsonl (and, at 64 MiB, starts a new file, keeping one old one), keeps the newest in memory,
 and passes it to `on_window` on the loop. With `sliding` windows it is the sum of the newest ones that is compared:
-sketches merge, so no row is counted twice; after a restart, and for another reference, sums begin anew. `settled`
+sketches merge, so no row is counted twice; after a restart, and for another reference, sums begin anew. Every closed
+window takes the next number and its sketch is kept on disk (store/kept_windows.py); one with fewer rows than are to be
+compared has no report. The window that is open is saved there too, and the next server goes on with it. `settled`
 returns when everything put before has gone that way: whoever sends commands to the trainer afterwards sends them behind
 its drift windows.
 
@@ -29,9 +31,10 @@ from trimtab.kernels.sketch import Sketch
 from trimtab.models.version import LoadedVersion
 from trimtab.protos.v1 import trimtab_pb2 as pb
 from trimtab.server.events import EventBus
-from trimtab.server.keeping import ClosedWindow
+from trimtab.server.keeping import ClosedWindow, OpenWindow
 from trimtab.store.errors import StoreError
 from trimtab.store.files import append_line, read_lines, write_atomic
+from trimtab.store.kept_windows import KeptWindow, WindowFolder
 from trimtab.store.priority import yield_to_others
 from trimtab.store.settings import DriftSettings
 
@@ -63,8 +66,13 @@ class DriftWatch:
         self._events = events
         self._on_window = on_window
         self._loop = asyncio.get_running_loop()
-        self._closed: queue.SimpleQueue[ClosedWindow | Future[None] | None] = queue.SimpleQueue()
+        self._tasks: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._reports: deque[pb.DriftReport] = deque(_read(model, path), maxlen=_KEEP)
+        self._folder = WindowFolder(path.with_name("drift"), settings.keep_windows)
+        numbers = [*(report.window for report in self._reports), *self._folder.numbers()]
+        self._number = max(numbers, default=0)
+        self.opened = self._open_window()
+        """The window that an earlier server left open."""
         self._monitor: DriftMonitor | None = None
         self._reference = ""
         self._panes: deque[ClosedWindow] = deque(maxlen=settings.sliding)
@@ -91,37 +99,64 @@ class DriftWatch:
 
     def put(self, window: ClosedWindow) -> None:
         """Takes a closed window over. From any thread; returns at once."""
-        self._closed.put(window)
+        self._tasks.put(lambda: self._observe(window))
+
+    def save(self, window: OpenWindow) -> None:
+        """Keeps the open window for the next server. From any thread; returns at once."""
+        self._tasks.put(lambda: self._save(window))
 
     async def settled(self) -> None:
         """Returns when all windows put so far are recorded and were passed to `on_window`."""
         done: Future[None] = Future()
-        self._closed.put(done)
+        self._tasks.put(lambda: done.set_result(None))
         await asyncio.wrap_future(done)
         # on_window was called through the loop: so was this future, behind it.
 
     def close(self) -> None:
         """Deals with what was put, and ends the thread."""
-        self._closed.put(None)
+        self._tasks.put(None)
         self._thread.join()
 
     def _run(self) -> None:
         yield_to_others()
-        while (item := self._closed.get()) is not None:
-            if isinstance(item, Future):
-                item.set_result(None)
-                continue
+        while (task := self._tasks.get()) is not None:
             try:
-                self._observe(item)
+                task()
             except Exception as error:
                 # A window that cannot be compared or written is lost; serving and the next window are not.
                 self.failures += 1
                 _log.error("model %s: drift window lost: %s", self._model, error)
 
+    def _open_window(self) -> OpenWindow | None:
+        if not self._settings.window:
+            return None
+        found = self._folder.read_open(self._settings.window, self._number)
+        return None if found is None else OpenWindow(*found)
+
+    def _save(self, window: OpenWindow) -> None:
+        try:
+            self._folder.save_open(window.sketch, window.start_us, window.end_us, self._number)
+        except StoreError as error:
+            _log.warning("model %s: the open drift window is not saved: %s", self._model, error)
+
+    def _keep(self, closed: ClosedWindow) -> None:
+        self._number += 1
+        kept = KeptWindow(self._number, closed.start_us, closed.end_us, closed.sketch.rows, closed.version.number)
+        try:
+            self._folder.add(kept, closed.sketch)
+            if self._settings.window:
+                self._folder.drop_open()
+        except StoreError as error:
+            _log.error("model %s: drift window %d is not kept: %s", self._model, self._number, error)
+
     def _observe(self, closed: ClosedWindow) -> None:
+        self._keep(closed)
         monitor = self._monitor_for(closed.version)
         self._panes.append(closed)
         sketch = _merged(self._panes)
+        if sketch.rows < self._settings.least_rows:
+            return
+        monitor.windows = self._number - 1
         start_us = min(pane.start_us for pane in self._panes)
         end_us = max(pane.end_us for pane in self._panes)
         window = monitor.observe(sketch, start_us, end_us, closed.version.scores)
@@ -141,16 +176,13 @@ class DriftWatch:
     def _monitor_for(self, version: LoadedVersion) -> DriftMonitor:
         reference = version.manifest.files.get(_REFERENCE, "")
         if self._monitor is None or reference != self._reference:
-            before = self._monitor
-            self._monitor = self._restored(version) if before is None else None
+            self._monitor = self._restored(version) if self._monitor is None else None
             self._panes.clear()
             if self._monitor is None:
                 settings = self._settings
                 self._monitor = DriftMonitor(
                     version.reference, settings.alpha, settings.min_effect, settings.persistence
                 )
-                numbers = [report.window for report in self._reports]
-                self._monitor.windows = before.windows if before is not None else max(numbers, default=0)
             self._reference = reference
         return self._monitor
 

@@ -35,7 +35,7 @@ from trimtab.models.loading import Version, inputs_of, labels_of, outputs_of
 from trimtab.models.tensors import TensorVersion
 from trimtab.models.version import LoadedVersion
 from trimtab.server.errors import NotFound, Stalled, status_number
-from trimtab.server.keeping import Capture, ClosedWindow, Keeper
+from trimtab.server.keeping import Capture, ClosedWindow, Keeper, OpenWindow
 from trimtab.server.statistics import ModelCounts
 from trimtab.store.settings import BatchingSettings, ModelSettings
 
@@ -66,9 +66,11 @@ class Engine:
         on_window: Callable[[ClosedWindow], None] | None,
         max_queue_bytes: int = 1 << 30,
         lockstep: bool = False,
+        on_open: Callable[[OpenWindow], None] | None = None,
+        opened: OpenWindow | None = None,
     ) -> None:
         """Registers the model with the hub. `on_window` is called on the compute thread with each closed drift window;
-        in lockstep their rows alone decide when."""
+        in lockstep their rows and data times alone decide when. `on_open` and `opened`: see Keeper."""
         self.settings = settings
         self.name = settings.name
         self.schema: Schema | TensorSchema
@@ -80,7 +82,17 @@ class Engine:
             self.schema = settings.request_schema()
             drift = settings.drift
             timing = (0.0, 0) if lockstep else (drift.window_seconds, drift.max_rows_per_second)
-            self.keeper = Keeper(self.schema, drift.window_rows, capture, on_window, *timing)
+            self.keeper = Keeper(
+                self.schema,
+                drift.window_rows,
+                capture,
+                on_window,
+                *timing,
+                window_us=drift.window,
+                lockstep=lockstep,
+                on_open=on_open,
+                opened=opened,
+            )
         self.inputs, self.outputs = inputs_of(settings), outputs_of(settings)
         """(name, datatype, dimensions after the rows) of each tensor."""
         self.policy = settings.batching
@@ -181,6 +193,12 @@ class Engine:
         if not self._closed:
             self._hub.pause(self.name, 0)
 
+    def close_windows(self, data_time_us: int) -> None:
+        """Data time is this far: drift windows that end by then close."""
+        live = self._table.live if self._table is not None else None
+        if self.keeper is not None and isinstance(live, LoadedVersion):
+            self.keeper.close_until(data_time_us, live)
+
     def run(self, batch: Batch) -> None:
         """Computes, answers and keeps a batch. Whatever goes wrong is answered too, and never raised."""
         computing = self._computing = (batch, time.monotonic())
@@ -193,7 +211,8 @@ class Engine:
                 return
             assert isinstance(slab, Slab)
             assert self.keeper is not None
-            sketch = self.keeper.sketch(version, self.table.live, slab.rows)
+            times = batch.times_us
+            sketch = self.keeper.sketch(version, self.table.live, slab.rows, times)
             predictions = self._predict(version, slab, sketch)
             if not self._answer(computing, version.weights, [predictions]):
                 return
@@ -205,7 +224,7 @@ class Engine:
             self._fail(computing, error, f"{type(error).__name__}: {error}")
             return
         try:
-            self.keeper.keep(slab, batch.request_ids, batch.counts, batch.times_us, version, predictions, sketch)
+            self.keeper.keep(slab, batch.request_ids, batch.counts, times, version, predictions, sketch)
         except Exception:
             # The requests are answered; that their rows are lost is for the log.
             _log.exception("model %s: rows of a batch could not be kept", self.name)

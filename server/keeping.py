@@ -2,10 +2,17 @@
 
 Everything here happens on the compute thread; nothing waits for a disk. `recent` is read by other threads: it is never
 changed, only replaced.
+
+Drift windows are of rows, or of data time ([model.drift] window). One of rows closes at the end of a batch. One of time
+closes when a row of a later one comes, or when data time is moved past its end; nothing is made of a time without rows.
+A batch whose requests lie in two windows or more is counted after it was answered, each request in its own window: the
+cut is exact, no prediction depends on it, and it costs a second pass over the columns of that batch alone. The open
+window is handed over now and then (`on_open`) and when the server stops, so that the next one goes on with it.
 """
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,19 +23,34 @@ from numpy.typing import NDArray
 from trimtab._native import Schema, Slab
 from trimtab.kernels.sketch import Sketch
 from trimtab.models.version import LoadedVersion
+from trimtab.server.data_time import WindowGrid
+from trimtab.store.files import now_us
 
-__all__ = ["Capture", "ClosedWindow", "Keeper"]
+__all__ = ["Capture", "ClosedWindow", "Keeper", "OpenWindow"]
 
+_log = logging.getLogger(__name__)
 _RECENT_ROWS = 256
 _RECENT_BATCHES = 256
+_SAVE_SECONDS = 30.0
+"""Of an open window, what a crash can cost."""
 
 
 @dataclass(frozen=True, slots=True)
 class ClosedWindow:
-    """What was served in one drift window."""
+    """What was served in one drift window. start_us, end_us: of rows, the first and last data time; of data time, its
+    span, end not included."""
 
     sketch: Sketch
     version: LoadedVersion
+    start_us: int
+    end_us: int
+
+
+@dataclass(frozen=True, slots=True)
+class OpenWindow:
+    """A window of data time that is not over yet, as it is saved."""
+
+    sketch: Sketch
     start_us: int
     end_us: int
 
@@ -59,6 +81,8 @@ class _Window:
     """On the monotonic clock, seconds."""
     start_us: int = 1 << 62
     end_us: int = -(1 << 62)
+    version: LoadedVersion | None = None
+    """That counted last; None in a window that an earlier server began, until a row comes."""
 
 
 class Keeper:
@@ -72,10 +96,16 @@ class Keeper:
         on_window: Callable[[ClosedWindow], None] | None,
         window_seconds: float = 0.0,
         rows_per_second: int = 0,
+        *,
+        window_us: int = 0,
+        lockstep: bool = False,
+        on_open: Callable[[OpenWindow], None] | None = None,
+        opened: OpenWindow | None = None,
     ) -> None:
         """Without `capture` nothing is captured, without `on_window` nothing is sketched. A window closes once it has
-        so many rows and has been open for so long. Of more than `rows_per_second`, unless 0, whole batches are not
-        sketched."""
+        so many rows and has been open for so long; with `window_us` it is of so much data time instead, `on_open` is
+        given the open one now and then, and `opened` is the one to go on with. Of more than `rows_per_second`, unless
+        0, whole batches are not sketched."""
         self.recent: Slab | None = None
         """A copy of some rows served lately."""
         self._schema = schema
@@ -84,6 +114,15 @@ class Keeper:
         self._capture = capture
         self._on_window = on_window
         self._window: _Window | None = None
+        self._grid = WindowGrid(window_us) if window_us else None
+        self._lockstep = lockstep
+        self._on_open = on_open
+        self._saved = time.monotonic()
+        self._apart = False
+        if self._grid is not None and opened is not None:
+            self._grid.begin(opened.start_us)
+            spec_hash = opened.sketch.spec.hash
+            self._window = _Window(opened.sketch, spec_hash, self._saved, opened.start_us, opened.end_us)
         self._until_recent = 0
         self._rate = rows_per_second
         self._allowed = float(rows_per_second)
@@ -92,16 +131,27 @@ class Keeper:
         """Rows that were counted in a drift window."""
         self.unsketched_rows = 0
         """Rows of the live version that were left out of the drift windows, there being more than may be counted."""
+        self.late_rows = 0
+        """Rows that were counted in a later window than that of their data time, which had closed."""
 
-    def sketch(self, version: LoadedVersion, live: object, rows: int) -> Sketch | None:
-        """What a batch of this version and so many rows is to be counted in: only the live version's predictions are
-        watched, and of more rows than may be counted whole batches are not."""
+    def sketch(
+        self, version: LoadedVersion, live: object, rows: int, times: NDArray[np.int64] | None = None
+    ) -> Sketch | None:
+        """What a batch of this version and so many rows is to be counted in while it is computed: only the live
+        version's predictions are watched, of more rows than may be counted whole batches are not, and what lies in
+        several windows by its requests' data times [n] is counted by `keep`."""
+        self._apart = False
         if self._on_window is None or version is not live:
             return None
         if self._rate and not self._allows(rows):
             self.unsketched_rows += rows
             return None
         self.sketched_rows += rows
+        if self._grid is not None:
+            assert times is not None
+            first, last = self._place(np.array([times.min(), times.max()])).tolist()
+            self._apart = first != last
+            return None if self._apart else self._at(first, version).sketch
         spec = version.program.sketch
         if self._window is None or self._window.spec_hash != spec.hash:
             # Another spec: what was counted by the old one can be compared with nothing any more.
@@ -132,7 +182,9 @@ class Keeper:
         counted in."""
         if self._capture is not None:
             self._capture.offer_requests(slab, ids, counts, times, version.number, predictions)
-        if sketch is not None:
+        if self._grid is not None and (sketch is not None or self._apart):
+            self._extend_in_time(self._grid, slab, counts, times, version, predictions)
+        elif sketch is not None:
             self._extend(times, version)
         self._until_recent -= 1
         if self._until_recent < 0:
@@ -151,3 +203,78 @@ class Keeper:
             self._window = None
             assert self._on_window is not None
             self._on_window(ClosedWindow(window.sketch, version, window.start_us, window.end_us))
+
+    # --- windows of data time
+
+    def close_until(self, data_time_us: int, live: LoadedVersion) -> None:
+        """Data time is this far: the window that ends by then closes, and no row is counted before it any more."""
+        if self._grid is None:
+            return
+        window = self._window
+        if window is not None and window.end_us <= data_time_us:
+            self._close(window, live)
+        self._grid.begin(data_time_us)
+
+    def suspend(self) -> None:
+        """Hands the open window over, to be gone on with by the next server. When the compute thread has ended."""
+        window, self._window = self._window, None
+        if self._grid is not None and window is not None and window.sketch.rows and self._on_open is not None:
+            self._on_open(OpenWindow(window.sketch, window.start_us, window.end_us))
+
+    def _place(self, times: NDArray[np.int64]) -> NDArray[np.int64]:
+        assert self._grid is not None
+        return self._grid.place(times, None if self._lockstep else now_us())
+
+    def _at(self, start_us: int, version: LoadedVersion) -> _Window:
+        """The window that begins there, open: one that is open and is another closes. Starts never go back."""
+        assert self._grid is not None
+        spec = version.program.sketch
+        window = self._window
+        if window is not None and (window.start_us != start_us or window.spec_hash != spec.hash):
+            self._close(window, version)
+            window = None
+        if window is None:
+            self._grid.begin(start_us)
+            self._saved = time.monotonic()
+            window = _Window(Sketch(spec), spec.hash, self._saved, start_us, start_us + self._grid.length_us)
+            self._window = window
+        window.version = version
+        return window
+
+    def _close(self, window: _Window, live: LoadedVersion) -> None:
+        self._window = None
+        version = window.version or live
+        if version.program.sketch.hash != window.spec_hash:
+            _log.warning("%d rows of a drift window are left out: other columns serve now", window.sketch.rows)
+        elif window.sketch.rows and self._on_window is not None:
+            self._on_window(ClosedWindow(window.sketch, version, window.start_us, window.end_us))
+
+    def _extend_in_time(
+        self,
+        grid: WindowGrid,
+        slab: Slab,
+        counts: NDArray[np.int32],
+        times: NDArray[np.int64],
+        version: LoadedVersion,
+        predictions: NDArray[np.float32],
+    ) -> None:
+        starts = self._place(times)
+        self.late_rows += int(counts[times < starts].sum())
+        if self._apart:
+            ends = np.cumsum(counts)
+            for start in np.unique(starts).tolist():
+                sketch = self._at(start, version).sketch
+                for first, stop in _runs(starts == start):
+                    begin, end = int(ends[first] - counts[first]), int(ends[stop - 1])
+                    version.count(slab, predictions[begin:end], sketch, begin, end)
+        window = self._window
+        now = time.monotonic()
+        if self._on_open is not None and window is not None and now >= self._saved + _SAVE_SECONDS:
+            self._saved = now
+            self._on_open(OpenWindow(window.sketch.copy(), window.start_us, window.end_us))
+
+
+def _runs(chosen: NDArray[np.bool_]) -> list[tuple[int, int]]:
+    """[first, stop) of each run of True."""
+    edges = np.flatnonzero(np.diff(chosen, prepend=False, append=False))
+    return [(int(first), int(stop)) for first, stop in edges.reshape(-1, 2)]

@@ -176,6 +176,7 @@ def _drift(models: list[Model]) -> Iterator[Metric]:
             "unsketched_rows",
             "Served rows beyond those that drift windows count a second.",
         ),
+        ("trimtab_drift_late_rows", "late_rows", "Served rows counted in a later drift window than their own."),
     ):
         yield _counter(name, help_text, ("model",), [(label, float(getattr(k, attribute))) for label, k in keepers])
 

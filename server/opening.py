@@ -74,6 +74,8 @@ def open_model(
             on_window=drift.put if drift is not None else None,
             max_queue_bytes=_QUEUED_MESSAGES * server.max_message_bytes,
             lockstep=server.lockstep,
+            on_open=drift.save if drift is not None else None,
+            opened=drift.opened if drift is not None else None,
         )
         opened.pop_all()
     swap = Swap(
@@ -99,7 +101,10 @@ def open_model(
 
 
 def close_model(model: Model) -> None:
-    """Everything that was accepted goes to disk. What one part cannot do keeps the others from nothing. Blocks."""
+    """Everything that was accepted goes to disk. What one part cannot do keeps the others from nothing. Blocks. When
+    nothing is computed for the model any more."""
+    if model.engine.keeper is not None:
+        model.engine.keeper.suspend()
     parts = [model.captures, model.labels, model.drift, model.swap]
     for part in parts:
         try:

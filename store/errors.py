@@ -10,6 +10,8 @@ StoreError                  INTERNAL             reading or writing failed; the 
 ├── VersionUnknown          NOT_FOUND            no such version
 ├── VersionConflict         ALREADY_EXISTS       versions are immutable: published before with other contents
 ├── VersionDamaged          DATA_LOSS            a version's files are not what its manifest says
+├── WindowUnknown           NOT_FOUND            no such drift window is kept
+├── WindowDamaged           DATA_LOSS            a kept drift window's file is not what was written
 ├── LiveDamaged             DATA_LOSS            live.json cannot be read
 └── StaleEpoch              ABORTED              live.json changed since the caller read it
 """
@@ -31,6 +33,8 @@ __all__ = [
     "VersionConflict",
     "VersionDamaged",
     "VersionUnknown",
+    "WindowDamaged",
+    "WindowUnknown",
 ]
 
 
@@ -97,6 +101,18 @@ class VersionConflict(StoreError):
 
 class VersionDamaged(StoreError):
     """A version's files are not what its manifest says they are."""
+
+    code = "DATA_LOSS"
+
+
+class WindowUnknown(StoreError):
+    """No drift window of that number is kept."""
+
+    code = "NOT_FOUND"
+
+
+class WindowDamaged(StoreError):
+    """A drift window's file cannot be read, or has other counts than were written."""
 
     code = "DATA_LOSS"
 

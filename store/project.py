@@ -68,6 +68,11 @@ class ModelPaths:
         return self.root / "drift.jsonl"
 
     @property
+    def windows(self) -> Path:
+        """Folder of the sketches of closed drift windows, written by the server."""
+        return self.root / "drift"
+
+    @property
     def timeline(self) -> Path:
         """What labels said over time, written by the trainer; append-only."""
         return self.root / "timeline.jsonl"

@@ -15,7 +15,7 @@ from pydantic import Field, PlainValidator, field_validator, model_validator
 from trimtab._native import Schema, TensorSchema
 from trimtab.kernels.errors import ProgramError
 from trimtab.kernels.schema import FeatureSpec, Transform
-from trimtab.store.durations import parse_duration
+from trimtab.store.durations import format_duration, parse_duration
 from trimtab.store.settings_base import Count, Duration, Port, Scalar, Settings, Share, scalar_text
 from trimtab.store.settings_limits import LimitsSettings
 from trimtab.store.settings_source import ENTRY, SHA256, InputSettings, OutputSettings, VersionsSettings
@@ -355,10 +355,17 @@ class DriftSettings(Settings):
 
     enabled: bool = True
     """Compare windows of served rows with the training data."""
+    window: Duration = 0
+    """Length of one window in data time, such as "1h" or "7d", at least "1s"; windows begin at multiples of it from a
+    Monday, midnight UTC. 0: windows are of rows."""
     window_rows: Annotated[int, Field(ge=10)] = 5000
-    """Least rows of one window."""
+    """Least rows of one window. With `window`: only where it is given, the least rows of what is compared; fewer are
+    kept, and not compared."""
     window_seconds: Annotated[float, Field(ge=0.0)] = 10.0
-    """Least time of one window, so that a busy model is not compared all the time; in lockstep rows alone count."""
+    """Least time of one window of rows, so that a busy model is not compared all the time; in lockstep rows alone
+    count."""
+    keep_windows: Annotated[int, Field(ge=1, le=100_000)] = 200
+    """Newest windows whose sketches are kept on disk, at most 256 MiB of them."""
     sliding: Annotated[int, Field(ge=1, le=1000)] = 1
     """Windows that are compared together: each time that one closes, it and those before it, merged. 1: each alone."""
     max_rows_per_second: Annotated[int, Field(ge=0)] = 250_000
@@ -370,6 +377,18 @@ class DriftSettings(Settings):
     """Smallest effect size that counts, however significant."""
     persistence: Count = 3
     """Windows in a row that a feature must be drifted before it alarms."""
+
+    @field_validator("window")
+    @classmethod
+    def _long_enough(cls, value: int) -> int:
+        if 0 < value < 1_000_000:
+            raise ValueError(f"expected at least 1s, or 0 for windows of rows, got {format_duration(value)}")
+        return value
+
+    @property
+    def least_rows(self) -> int:
+        """Rows that are compared, at least; windows of rows have enough when they close."""
+        return self.window_rows if self.window and "window_rows" in self.model_fields_set else 1
 
 
 class RetrainSettings(Settings):
