@@ -13,7 +13,6 @@ Values are rounded to float32, as in serving: what differs by less is one value 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -27,6 +26,7 @@ from trimtab.cli.drift_rows import NO_TIME, Rows
 from trimtab.cli.drift_values import ColumnValues, NewValue
 from trimtab.cli.errors import DataError, UsageError
 from trimtab.cli.output import number
+from trimtab.kernels.cores import cores
 from trimtab.kernels.cpu import CpuExecutor
 from trimtab.kernels.divergences import benjamini_hochberg
 from trimtab.kernels.drift import FeatureStatistics, Statistic, compare
@@ -178,7 +178,7 @@ def sketch_rows(
     """A sketch for each window's start, those without a window (no length given, no time) under NO_TIME; and how many
     rows have no time. All rows go to `values`, too."""
     executor = CpuExecutor(program)
-    threads = len(os.sched_getaffinity(0))
+    threads = cores()
     names = [field.name for field in program.fields]
     sketches: dict[int, Sketch] = {} if window_us else {NO_TIME: Sketch(program.sketch)}
     untimed = 0

@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from trimtab.kernels.cores import on_all_cores
+from trimtab.kernels.cores import cores, on_all_cores
 from trimtab.kernels.frequent import FrequentValues
 from trimtab.kernels.program import ColumnProgram
-from trimtab.kernels.quantiles import QuantileSketch
+from trimtab.kernels.quantiles import QuantileSketch, add_to_quantiles
 from trimtab.kernels.sketch_spec import CategoryField
 from trimtab.kernels.slabs import MISSING_INTEGER, Integers, Reals, Texts
 
@@ -49,14 +49,17 @@ class ColumnValues:
     def add(self, columns: Sequence[Reals | Integers | Texts]) -> None:
         """Adds a batch's rows, as `arrays_from_arrow` gives them."""
 
-        def add(i: int) -> None:
-            kept, values = self._columns[i], columns[i]
+        frequent: list[tuple[FrequentValues, Integers | Texts]] = []
+        sketches: list[QuantileSketch] = []
+        numbers: list[Reals] = []
+        for kept, values in zip(self._columns, columns, strict=True):
             if isinstance(kept, FrequentValues):
-                kept.add(values if isinstance(values, tuple) else values.astype(np.int64, copy=False))
+                frequent.append((kept, values if isinstance(values, tuple) else values.astype(np.int64, copy=False)))
             elif kept is not None and not isinstance(values, tuple):
-                kept.add(_numbers(values))
-
-        on_all_cores(add, len(self._columns))
+                sketches.append(kept)
+                numbers.append(_numbers(values))
+        add_to_quantiles(sketches, numbers, cores())
+        on_all_cores(lambda i: frequent[i][0].add(frequent[i][1]), len(frequent))
 
     def quantiles(self, index: int) -> tuple[float, ...]:
         """Those of SHARES, within 2^-8 of the exact ones; none of a column that is no number."""

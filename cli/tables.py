@@ -31,6 +31,7 @@ from trimtab.cli.errors import DataError, one_line
 __all__ = ["BATCH_ROWS", "ROW_US", "Table", "open_table", "times_of"]
 
 BATCH_ROWS = 65_536
+_BATCH_VALUES = 1 << 25
 ROW_US = 1_000_000
 """Without a time column, row i has data time i · ROW_US."""
 
@@ -288,8 +289,14 @@ class _Parquet:
     def batches(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
         schema = pa.schema([self.schema.field(name) for name in columns])
         with pq.ParquetFile(self._path, pre_buffer=False) as file:
-            for batch in file.iter_batches(BATCH_ROWS, columns=list(columns), use_threads=self._fast):
+            for batch in file.iter_batches(
+                self._rows_a_batch(len(columns)), columns=list(columns), use_threads=self._fast
+            ):
                 yield _cast(batch, schema)
+
+    def _rows_a_batch(self, columns: int) -> int:
+        """Of many columns fewer rows, so that a batch is about 128 MB at most."""
+        return max(min(BATCH_ROWS, _BATCH_VALUES // max(columns, 1)), _BATCH_VALUES >> 12) if self._fast else BATCH_ROWS
 
     def random(self) -> _Arrow | None:
         return None

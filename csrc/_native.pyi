@@ -303,9 +303,40 @@ class HeavyHitters:
     def entries(self) -> list[tuple[bytes, int]]:
         """Values and counts, the most frequent first, ties by value. Integers as their eight bytes in memory."""
 
-def count_quantiles(values: NDArray[np.float32], counts: NDArray[np.uint64]) -> None:
-    """Adds values to the 65,536 counts of a quantile sketch: each in the bucket that the upper half of its bits names,
-    all NaN in bucket 0x7FC0. In place."""
+class RowSample:
+    """Finite values of the at most `size` rows of smallest priorities (ValueError beyond [1, 2^24]), and the extremes
+    of all of them. One thread at a time."""
+
+    def __init__(self, size: int) -> None: ...
+    @property
+    def limit(self) -> int:
+        """Rows of a larger priority are not kept any more."""
+
+    @property
+    def minimum(self) -> float:
+        """The least of all finite values, infinite without any; -0 is 0."""
+
+    @property
+    def maximum(self) -> float:
+        """The largest, likewise."""
+
+    def values(self) -> NDArray[np.float32]:
+        """The sample, in no order."""
+
+def sample_rows(
+    samples: list[RowSample],
+    columns: list[NDArray[np.float32]],
+    priorities: NDArray[np.uint64],
+    rows: NDArray[np.int64] | None = None,
+    threads: int = 1,
+) -> None:
+    """Adds the same rows of several columns [n], which have these priorities [n], each to its sample. `rows`: positions
+    of all rows, at least, whose priority is not above the limit of any of the samples. The GIL is released. ValueError
+    for other shapes, and rows beyond the columns."""
+
+def count_quantiles(columns: list[NDArray[np.float32]], counts: list[NDArray[np.uint32]], threads: int = 1) -> None:
+    """Adds each column [n] to the 65,536 counts of a quantile sketch: a value in the bucket that the upper half of its
+    bits names, all NaN in bucket 0x7FC0. In place; the GIL is released."""
 
 def sketch_values(
     values: NDArray[np.float32],

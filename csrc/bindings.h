@@ -9,7 +9,7 @@ void bind_slab(pybind11::module_& module);     // slab_bindings.cpp: Schema, Sla
 void bind_codec(pybind11::module_& module);    // codec.cpp: InferRequest, encode_infer_response, WireError
 void bind_column_table(pybind11::module_& module);  // column_table.cpp: ColumnTable
 void bind_columns(pybind11::module_& module);  // columns.cpp: CompiledProgram, NativeSketch
-void bind_summaries(pybind11::module_& module);  // summaries.cpp: HeavyHitters, count_quantiles
+void bind_summaries(pybind11::module_& module);  // summaries.cpp: HeavyHitters, RowSample, count_quantiles
 void bind_hot(pybind11::module_& module);      // hot_bindings.cpp: HotTarget, HAS_FRONT
 void bind_tensors(pybind11::module_& module);  // tensor_bindings.cpp: TensorSchema, TensorSlab, TensorRequest
 void bind_tracing(pybind11::module_& module);  // tracing_bindings.cpp: Tracing

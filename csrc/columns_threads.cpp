@@ -6,36 +6,14 @@
 #include <atomic>
 #include <exception>
 #include <limits>
-#include <system_error>
-#include <thread>
 
 #include "columns_scratch.h"
+#include "team.h"
 
 namespace trimtab {
 namespace {
 
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
-
-// Joins what was started, also when starting another one fails.
-class Team {
-  public:
-    Team() = default;
-    Team(const Team&) = delete;
-    Team& operator=(const Team&) = delete;
-    ~Team() { join(); }
-
-    template <class Work>
-    void start(const Work& work) {
-        members_.emplace_back(work);
-    }
-    void join() {
-        for (std::thread& member : members_) member.join();
-        members_.clear();
-    }
-
-  private:
-    std::vector<std::thread> members_;
-};
 
 }  // namespace
 
@@ -68,15 +46,7 @@ void CompiledProgram::run_on_threads(const ColumnSource& source, std::size_t sta
             next = chunks;
         }
     };
-    {
-        Team team;
-        try {
-            for (std::size_t member = 1; member < threads; ++member) team.start([&work, member] { work(member); });
-        } catch (const std::system_error&) {
-            // The machine has no more threads: those that there are do it all.
-        }
-        work(0);
-    }
+    Team::run(threads, work);
     for (const std::exception_ptr& failure : failures) {
         if (failure) std::rethrow_exception(failure);
     }

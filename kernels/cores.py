@@ -6,20 +6,25 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
-__all__ = ["on_all_cores"]
+__all__ = ["cores", "on_all_cores"]
+
+
+def cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0))
 
 
 def on_all_cores(work: Callable[[int], None], count: int) -> None:
     """Calls `work` once with each number below `count`, in any order, and returns when all are done. Two calls with
     different numbers must not touch the same thing. Raises what one of them raised first."""
-    cores = min(len(os.sched_getaffinity(0)), count)
+    members = min(cores(), count)
 
     def every(first: int) -> None:
-        for i in range(first, count, cores):
+        for i in range(first, count, members):
             work(i)
 
-    if not cores:
+    if not members:
         return
-    with ThreadPoolExecutor(cores) as pool:
-        for done in [pool.submit(every, first) for first in range(cores)]:
+    with ThreadPoolExecutor(members) as pool:
+        for done in [pool.submit(every, first) for first in range(members)]:
             done.result()

@@ -23,13 +23,13 @@ from trimtab.kernels.operations import Operation
 from trimtab.kernels.program import Chain, ColumnProgram, Field
 from trimtab.kernels.reference import real_op
 from trimtab.kernels.schema import FeatureSpec, FieldType, Transform
+from trimtab.kernels.sketch_edges import number_field
 from trimtab.kernels.sketch_spec import DEFAULT_PREDICTION_EDGES, CategoryField, RealField, SketchField, SketchSpec
 from trimtab.kernels.slabs import MISSING_INTEGER, Values, column_values, compute
 from trimtab.kernels.summaries import Frequencies, Moments, Sample, row_priorities
 
 __all__ = ["Batches", "default_transforms", "fit_program"]
 
-SKETCH_BINS = 32
 SKETCH_COUNTED = 64
 SKETCH_VALUES = 1000
 
@@ -134,13 +134,7 @@ class _Column:
             return CategoryField(name, values, min(len(values), SKETCH_COUNTED), self.frequencies.novel)
         if self.spec.type == "boolean":
             return RealField(name, (0.5,), 0.0, 1.0)
-        values_ = self.sample.values()
-        if not len(values_):
-            return RealField(name, (), 0.0, 0.0)
-        quantiles = np.quantile(values_, np.arange(1, SKETCH_BINS) / SKETCH_BINS, method="inverted_cdf")
-        edges = tuple(np.unique(quantiles + np.float32(0)).tolist())
-        shift = to_fp32(float(np.quantile(values_, 0.5, method="inverted_cdf")))
-        return RealField(name, edges, self.sample.minimum, self.sample.maximum, shift)
+        return number_field(name, self.sample)
 
 
 class _ChainFit:

@@ -13,15 +13,15 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 from trimtab.kernels import operations as ops
-from trimtab.kernels.cores import on_all_cores
+from trimtab.kernels.cores import cores, on_all_cores
 from trimtab.kernels.errors import FitError
-from trimtab.kernels.fit import SKETCH_BINS, SKETCH_COUNTED
-from trimtab.kernels.fit_ops import to_fp32
+from trimtab.kernels.fit import SKETCH_COUNTED
 from trimtab.kernels.frequent import FrequentValues
 from trimtab.kernels.program import ColumnProgram, Field
+from trimtab.kernels.sketch_edges import number_field
 from trimtab.kernels.sketch_spec import CategoryField, RealField, SketchField, SketchSpec
 from trimtab.kernels.slabs import MISSING_INTEGER, Values, column_values
-from trimtab.kernels.summaries import Sample, row_priorities
+from trimtab.kernels.summaries import SAMPLE_SIZE, Sample, add_to_samples, row_priorities
 
 __all__ = ["KNOWN_VALUES", "MAX_CATEGORIES", "fit_sketch"]
 
@@ -30,52 +30,51 @@ KNOWN_VALUES = 20_000
 MAX_CATEGORIES = 32
 """Integers of at most so many different values are categories, of more they are numbers; as `default_transforms`."""
 
+# All columns' samples together, so that they fit into memory however many columns there are.
+_SAMPLED_VALUES = 1 << 23
+
 
 def fit_sketch(fields: Sequence[Field], batches: Iterable[pa.RecordBatch]) -> ColumnProgram:
     """A program that sketches `fields`, with edges and vocabularies from these rows. The same rows, however cut into
     batches, give the same program. Raises FitError without rows, ColumnError on a column that is absent or of another
     type."""
-    columns = [_Column(field) for field in fields]
+    size = max(min(SAMPLE_SIZE, _SAMPLED_VALUES // max(len(fields), 1)), _SAMPLED_VALUES >> 11)
+    columns = [_Column(field, size) for field in fields]
     rows = 0
     for batch in batches:
-        priorities = row_priorities(rows, batch.num_rows)
-        rows += batch.num_rows
-        sampled = np.flatnonzero(priorities <= max((column.limit for column in columns), default=np.uint64(0)))
         values = [column_values(batch, column.field.name, column.field.type) for column in columns]
-        on_all_cores(partial(_add, columns, values, priorities, sampled), len(columns))
+        numbers: dict[int, NDArray[np.float32]] = {}
+        on_all_cores(partial(_see, columns, values, numbers), len(columns))
+        samples = [columns[i].sample for i in numbers]
+        add_to_samples(samples, [*numbers.values()], row_priorities(rows, batch.num_rows), cores())
+        rows += batch.num_rows
     if not rows:
         raise FitError("no rows to fit a sketch on")
-    return ColumnProgram(tuple(fields), (), SketchSpec(tuple(column.summary() for column in columns)))
+    found: dict[int, SketchField] = {}
+    on_all_cores(lambda i: found.update({i: columns[i].summary()}), len(columns))
+    return ColumnProgram(tuple(fields), (), SketchSpec(tuple(found[i] for i in range(len(columns)))))
 
 
-def _add(
-    columns: Sequence[_Column],
-    values: Sequence[Values],
-    priorities: NDArray[np.uint64],
-    sampled: NDArray[np.intp],
-    i: int,
-) -> None:
-    columns[i].add(values[i], priorities, sampled)
+def _see(columns: Sequence[_Column], values: Sequence[Values], numbers: dict[int, NDArray[np.float32]], i: int) -> None:
+    if (found := columns[i].add(values[i])) is not None:
+        numbers[i] = found
 
 
 class _Column:
     """What the pass learns about one column."""
 
-    def __init__(self, field: Field) -> None:
+    def __init__(self, field: Field, sample_size: int) -> None:
         self.field = field
         self._frequencies = FrequentValues()
         self._few: set[int] | None = set()  # an integer's values, None once they are many
-        self._sample = Sample()
+        self.sample = Sample(sample_size)
 
-    @property
-    def limit(self) -> np.uint64:
-        """Rows of a larger priority are not in the sample any more."""
-        return self._sample.limit if self.field.type in ("real", "integer") else np.uint64(0)
-
-    def add(self, values: Values, priorities: NDArray[np.uint64], sampled: NDArray[np.intp]) -> None:
+    def add(self, values: Values) -> NDArray[np.float32] | None:
+        """Adds a batch's categories; returns its numbers, which the sample wants."""
         if not isinstance(values, np.ndarray):
             self._frequencies.add(values)
-        elif values.dtype == np.int64:
+            return None
+        if values.dtype == np.int64:
             known = values != MISSING_INTEGER
             if self._few is not None:
                 present = np.unique(values[known])
@@ -84,9 +83,8 @@ class _Column:
                     self._few = None
                 else:
                     self._frequencies.add(values.astype(np.int64, copy=False))
-            self._sample.add(np.where(known, values.astype(np.float32), np.float32(np.nan)), priorities, sampled)
-        elif self.field.type == "real":
-            self._sample.add(values.astype(np.float32, copy=False), priorities, sampled)
+            return np.where(known, values.astype(np.float32), np.float32(np.nan))
+        return values.astype(np.float32, copy=False) if self.field.type == "real" else None
 
     def summary(self) -> SketchField:
         name = self.field.name
@@ -95,10 +93,4 @@ class _Column:
         if self.field.type == "string" or (self.field.type == "integer" and self._few):
             values = ops.categories(self._frequencies.most_common(KNOWN_VALUES), f"values of {name!r}")
             return CategoryField(name, values, min(len(values), SKETCH_COUNTED), self._frequencies.novel)
-        sample = self._sample.values()
-        if not len(sample):
-            return RealField(name, (), 0.0, 0.0)
-        steps = np.arange(1, SKETCH_BINS) / SKETCH_BINS
-        edges = np.unique(np.quantile(sample, steps, method="inverted_cdf") + np.float32(0))
-        shift = to_fp32(float(np.quantile(sample, 0.5, method="inverted_cdf")))
-        return RealField(name, tuple(edges.tolist()), self._sample.minimum, self._sample.maximum, shift)
+        return number_field(name, self.sample)

@@ -10,17 +10,16 @@ while ops after a fitted op need values.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
-from trimtab._native import sketch_values
+from trimtab._native import RowSample, sample_rows
 
 SAMPLE_SIZE = 32_768
-_NO_EDGES = np.zeros(0, np.float32)
 DISTINCT_LIMIT = 100_000
 
 
@@ -39,55 +38,39 @@ class Sample:
     """Finite values of at most `size` rows, and the exact extremes of all of them."""
 
     def __init__(self, size: int = SAMPLE_SIZE) -> None:
-        self._size = size
-        self._limit = np.uint64(0xFFFFFFFFFFFFFFFF)
-        self._values = np.zeros(0, np.float32)
-        self._priorities = np.zeros(0, np.uint64)
-        # A sketch's part without edges, of which the extremes are wanted: the native loop finds them in one pass.
-        self._counts = np.zeros(5, np.uint64)
-        self._moments = np.asarray([math.inf, -math.inf, 0.0, 0.0])
+        self._rows = RowSample(size)
 
     @property
     def minimum(self) -> float:
         """The least of all finite values; infinite without any."""
-        return float(self._moments[0])
+        return self._rows.minimum
 
     @property
     def maximum(self) -> float:
         """The largest, likewise."""
-        return float(self._moments[1])
+        return self._rows.maximum
 
     @property
-    def limit(self) -> np.uint64:
+    def limit(self) -> int:
         """Rows of a larger priority are not kept any more."""
-        return self._limit
+        return self._rows.limit
 
-    def add(
-        self, values: NDArray[np.float32], priorities: NDArray[np.uint64], rows: NDArray[np.intp] | None = None
-    ) -> None:
-        """Adds rows; values that are not finite are passed over. `rows`: those, at least, whose priorities are within
-        `limit`, where the caller knows them."""
-        sketch_values(np.ascontiguousarray(values), _NO_EDGES, 0.0, 0.0, 0.0, self._counts, self._moments)
-        if rows is None:
-            rows = np.flatnonzero(priorities <= self._limit)
-        chosen, their = values[rows], priorities[rows]
-        kept = np.isfinite(chosen) & (their <= self._limit)
-        self._values = np.concatenate([self._values, chosen[kept]])
-        self._priorities = np.concatenate([self._priorities, their[kept]])
-        if len(self._values) > 2 * self._size:
-            self._shrink()
+    def add(self, values: NDArray[np.float32], priorities: NDArray[np.uint64]) -> None:
+        """Adds rows; values that are not finite are passed over. The GIL is released."""
+        add_to_samples([self], [values], priorities)
 
     def values(self) -> NDArray[np.float32]:
         """The sample in ascending order."""
-        self._shrink()
-        return np.sort(self._values)
+        return np.sort(self._rows.values())
 
-    def _shrink(self) -> None:
-        if len(self._values) <= self._size:
-            return
-        order = np.argpartition(self._priorities, self._size - 1)[: self._size]
-        self._values, self._priorities = self._values[order], self._priorities[order]
-        self._limit = self._priorities.max()
+
+def add_to_samples(
+    samples: Sequence[Sample], columns: Sequence[NDArray[np.float32]], priorities: NDArray[np.uint64], threads: int = 1
+) -> None:
+    """Adds the same rows of several columns, each to its sample, on so many threads."""
+    limit = np.uint64(max((sample.limit for sample in samples), default=0))
+    rows = np.flatnonzero(priorities <= limit).astype(np.int64, copy=False)
+    sample_rows([one._rows for one in samples], [*map(np.ascontiguousarray, columns)], priorities, rows, threads)
 
 
 class Moments:

@@ -17,6 +17,7 @@ from trimtab.kernels.fit import default_transforms, fit_program
 from trimtab.kernels.operations import Operation
 from trimtab.kernels.program import CategoryField, ColumnProgram, Field, RealField
 from trimtab.kernels.schema import FeatureSpec, Transform
+from trimtab.kernels.sketch_edges import EDGE_RANKS
 from trimtab.kernels.slabs import slab_from_arrow
 from trimtab.kernels.summaries import Frequencies, Moments, Sample, row_priorities
 
@@ -200,7 +201,7 @@ def test_sketch_spec_of_a_fit() -> None:
     )
     x, i, b, s = program.sketch.fields
     assert isinstance(x, RealField)
-    assert len(x.edges) == 31
+    assert x.edges == tuple(sorted({quantile(rank / 1000) for rank in EDGE_RANKS}))
     assert (x.low, x.high, x.shift) == (KNOWN[0], KNOWN[-1], quantile(0.5))
     assert i == RealField("i", (1.0, 2.0, 3.0), 1.0, 3.0, 2.0)
     assert b == RealField("b", (0.5,), 0.0, 1.0)

@@ -10,6 +10,7 @@ from trimtab.kernels.errors import FitError
 from trimtab.kernels.fit_sketch import MAX_CATEGORIES, fit_sketch
 from trimtab.kernels.program import Field
 from trimtab.kernels.sketch import Sketch
+from trimtab.kernels.sketch_edges import EDGE_RANKS
 from trimtab.kernels.sketch_spec import CategoryField, RealField
 from trimtab.kernels.slabs import slab_from_arrow
 
@@ -49,7 +50,7 @@ def test_kinds_and_ranges() -> None:
     x, few, many, flag, text, none = program.sketch.fields
     values = table.column("x").drop_null().to_numpy().astype(np.float32)
     assert isinstance(x, RealField)
-    assert (x.low, x.high, len(x.edges)) == (values.min(), values.max(), 31)
+    assert (x.low, x.high, len(x.edges)) == (values.min(), values.max(), len(EDGE_RANKS))
     assert isinstance(few, CategoryField)
     assert set(few.values) == set(range(MAX_CATEGORIES))
     assert isinstance(many, RealField)

@@ -99,7 +99,7 @@ def test_damaged_bytes_are_refused(data: bytes) -> None:
 
 def test_counts_of_another_length_are_refused() -> None:
     with pytest.raises(ValueError, match="65536 counts"):
-        count_quantiles(np.zeros(3, np.float32), np.zeros(100, np.uint64))
+        count_quantiles([np.zeros(3, np.float32)], [np.zeros(100, np.uint32)])
 
 
 def test_strided_values() -> None:
