@@ -59,6 +59,15 @@ def drift(
     min_effect: Annotated[
         float, typer.Option("--min-effect", metavar="PSI", min=0.0, help="Files: least effect that counts.")
     ] = 0.1,
+    pin: Annotated[
+        str,
+        typer.Option(
+            "--pin",
+            metavar="WHAT",
+            help="Compare windows with WHAT from now on: a window's number, a range such as 3-9, a sketch file, or "
+            "training.",
+        ),
+    ] = "",
     model: Model = "",
     directory: Directory = Path("."),
     as_json: Json = False,
@@ -74,10 +83,15 @@ def drift(
     Files may be larger than memory: they are streamed, and only counts are kept. One file with --time is cut in two.
     The report opens without a network.
 
+    --pin chooses what closed windows are compared with in place of the training data, lastingly: kept windows, or a
+    version's reference.arrow, of columns fitted alike. The count of windows in a row begins anew.
+
     \b
     Examples:
       trimtab drift -C flights
       trimtab drift --windows 10 --all --json
+      trimtab drift --pin 3-9
+      trimtab drift --pin training
       trimtab drift january.parquet june.csv --html report.html
       trimtab drift train.csv served.csv --time time --window 7d --columns age,income
       trimtab drift flights.parquet --time time --until 2013-07-01 --window 7d --html report.html
@@ -88,8 +102,8 @@ def drift(
         from trimtab.cli.options import names
         from trimtab.cli.output import Output
 
-        if model or windows != 1:
-            raise UsageError("--model and --windows are about a served model and do not go with files")
+        if model or windows != 1 or pin:
+            raise UsageError("--model, --windows and --pin are about a served model and do not go with files")
         options = FileOptions(
             reference, current, names(columns), time, window, until, html, mode, alpha, min_effect, everything
         )
@@ -97,12 +111,22 @@ def drift(
         return
     if columns or time or window or until or html or mode != "trimtab":
         raise UsageError("--columns, --time, --window, --until, --html and --mode go with files: REFERENCE CURRENT")
+    if pin:
+        from trimtab.cli.drift_pin import pin_reference
+        from trimtab.cli.output import Output
+        from trimtab.store.project import Project
+
+        project = Project.load(directory)
+        pin_reference(project, project.model(model or None).name, pin, Output(as_json))
+        return
     _of_model(directory, model, windows, everything, as_json)
 
 
 def _of_model(directory: Path, model: str, windows: int, everything: bool, as_json: bool) -> None:
     from dataclasses import asdict
 
+    from trimtab.cli.drift_pin import as_json as pin_as_json
+    from trimtab.cli.drift_pin import pinned, told
     from trimtab.cli.output import Output, when
     from trimtab.store.project import Project
 
@@ -110,6 +134,9 @@ def _of_model(directory: Path, model: str, windows: int, everything: bool, as_js
     project = Project.load(directory)
     settings = project.model(model or None)
     found, running = _reports(project, settings.name, windows)
+    pin = pinned(project, settings.name)
+    if pin is not None:
+        output.say(f"pinned: windows are compared with {told(pin)}, where its columns are the live version's")
     if not found:
         output.say(
             f"no window is closed yet: a window has {_length(settings.drift)}"
@@ -124,13 +151,21 @@ def _of_model(directory: Path, model: str, windows: int, everything: bool, as_js
             [_row(feature) for feature in shown],
             title=(
                 f"{window.model} window {window.window}: {window.rows:,} rows, {when(window.start_us)} to "
-                f"{when(window.end_us)}, {window.alarms} alarms" + (f" ({rest} more features: --all)" if rest else "")
+                f"{when(window.end_us)}, against {window.reference}, {window.alarms} alarms"
+                + (f" ({rest} more features: --all)" if rest else "")
             ),
             right=("PSI", "JS", "KS", "W1", "χ² p", "adjusted p", "missing", "was", "unseen", "windows"),
         )
         if window.estimate is not None:
             output.say(_estimated(window.estimate))
-    output.result({"model": settings.name, "server": running, "windows": [asdict(window) for window in found]})
+    output.result(
+        {
+            "model": settings.name,
+            "server": running,
+            "pin": pin_as_json(pin),
+            "windows": [asdict(window) for window in found],
+        }
+    )
 
 
 def _length(drift: DriftSettings) -> str:
@@ -233,6 +268,7 @@ def _from_disk(project: Project, model: str, windows: int) -> list[Drift]:
                 len(window.alarms),
                 features,
                 LossEstimate(**asdict(window.estimate)) if window.estimate is not None else None,
+                window.reference or "training",
             )
         )
     return found

@@ -17,7 +17,7 @@ def status(directory: Directory = Path("."), as_json: Json = False) -> None:
       trimtab status -C flights
       trimtab status --json
     """
-    from trimtab.cli.output import Output, number
+    from trimtab.cli.output import Output, number, when
     from trimtab.cli.running import admin_of, server_of
     from trimtab.store.project import Project
 
@@ -64,6 +64,12 @@ def status(directory: Directory = Path("."), as_json: Json = False) -> None:
         ],
         right=("live", "previous", "requests", "rows", "failed", "captured", "dropped", "labels", "drifted"),
     )
+    for model in found.models:
+        if model.HasField("drift_pin"):
+            pin = model.drift_pin
+            idle = "" if pin.fits else "; it does not fit the live version, which is compared with its training data"
+            rows = number(pin.rows)
+            output.say(f"{model.name}: drift reference pinned {when(pin.pinned_us)}: {pin.origin}, {rows} rows{idle}")
     trainer = found.trainer
     said = f"trainer {trainer.state}"
     if trainer.pid:
@@ -94,6 +100,15 @@ def status(directory: Directory = Path("."), as_json: Json = False) -> None:
                     "labels": model.labels,
                     "quality": dict(model.quality),
                     "drifted_features": model.drifted_features,
+                    "drift_pin": {
+                        "origin": model.drift_pin.origin,
+                        "pinned_us": model.drift_pin.pinned_us,
+                        "rows": model.drift_pin.rows,
+                        "sha256": model.drift_pin.sha256,
+                        "fits": model.drift_pin.fits,
+                    }
+                    if model.HasField("drift_pin")
+                    else None,
                 }
                 for model in found.models
             ],

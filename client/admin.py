@@ -131,6 +131,21 @@ class AdminClient:
         response: trimtab.RetrainResponse = self._wire.call(self._stub.Retrain, request, timeout)
         return response
 
+    def pin_reference(
+        self,
+        model: str,
+        *,
+        windows: tuple[int, int] | None = None,
+        sketch: bytes | None = None,
+        origin: str = "",
+        timeout: float | None = QUICK,
+    ) -> trimtab.PinReferenceResponse:
+        """Compares drift windows with the kept `windows` (first, last), summed, or with a `sketch` file's contents,
+        which come from `origin`; with neither, with the training data."""
+        request = messages.pin_request(model, windows, sketch, origin)
+        response: trimtab.PinReferenceResponse = self._wire.call(self._stub.PinReference, request, timeout)
+        return response
+
     def forget(
         self, model: str, request_ids: Sequence[str], *, timeout: float | None = STAGING
     ) -> trimtab.ForgetResponse:
@@ -239,6 +254,20 @@ class AsyncAdminClient:
         """As AdminClient.retrain."""
         request = trimtab.RetrainRequest(model_name=model, recipe=recipe, reason=reason, wait=wait)
         response: trimtab.RetrainResponse = await self._wire.call(self._stub.Retrain, request, timeout)
+        return response
+
+    async def pin_reference(
+        self,
+        model: str,
+        *,
+        windows: tuple[int, int] | None = None,
+        sketch: bytes | None = None,
+        origin: str = "",
+        timeout: float | None = QUICK,
+    ) -> trimtab.PinReferenceResponse:
+        """As AdminClient.pin_reference."""
+        request = messages.pin_request(model, windows, sketch, origin)
+        response: trimtab.PinReferenceResponse = await self._wire.call(self._stub.PinReference, request, timeout)
         return response
 
     async def forget(

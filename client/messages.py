@@ -38,6 +38,7 @@ __all__ = [
     "labels_of",
     "micros",
     "only_model",
+    "pin_request",
     "result",
     "tensors",
 ]
@@ -281,12 +282,25 @@ def _drift(report: trimtab.DriftReport) -> Drift:
         report.alarms,
         features,
         _estimate(report.estimate) if report.HasField("estimate") else None,
+        report.reference or "training",
     )
 
 
 def _estimate(found: trimtab.LossEstimate) -> LossEstimate:
     auc = found.auc if found.HasField("auc") else None
     return LossEstimate(found.loss, found.standard_error, found.evaluated_loss, found.p_value, auc)
+
+
+def pin_request(
+    model: str, windows: tuple[int, int] | None, sketch: bytes | None, origin: str
+) -> trimtab.PinReferenceRequest:
+    """What windows are to be compared with; neither windows nor a sketch: the training data."""
+    request = trimtab.PinReferenceRequest(model_name=model, origin=origin)
+    if windows is not None:
+        request.windows.first, request.windows.last = windows
+    elif sketch is not None:
+        request.sketch = sketch
+    return request
 
 
 def event(message: trimtab.Event) -> Event:

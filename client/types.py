@@ -157,7 +157,7 @@ class LossEstimate:
 
 @dataclass(frozen=True)
 class Drift:
-    """One closed window of served rows against the training data."""
+    """One closed window of served rows against its reference."""
 
     model: str
     window: int
@@ -170,6 +170,8 @@ class Drift:
     """Largest effect first."""
     estimate: LossEstimate | None = None
     """None where the version cannot tell."""
+    reference: str = "training"
+    """What it was compared with: "training", or where the pinned sketch is from."""
 
 
 @dataclass(frozen=True)

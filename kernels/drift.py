@@ -95,6 +95,8 @@ class DriftWindow:
     features: tuple[FeatureDrift, ...]
     estimate: Estimate | None = None
     """What the window's predictions are likely to cost; None where that cannot be told."""
+    reference: str = ""
+    """What the window was compared with; empty in records of before there was a choice: the training data."""
 
     @property
     def alarms(self) -> tuple[str, ...]:
@@ -109,12 +111,17 @@ class DriftWindow:
     def from_json(cls, text: str) -> DriftWindow:
         """The window that `to_json` wrote. Raises ProgramError."""
         items = canonical.loads(text, "drift window")
-        later = {"estimate"} - items.keys()  # what windows did not always have
+        later = {"estimate", "reference"} - items.keys()  # what windows did not always have
         canonical.as_object(items, "drift window", frozenset(cls.__dataclass_fields__) - later)
         estimate = items.get("estimate")
         features = tuple(_feature_from_json(value) for value in canonical.as_list(items["features"], "features"))
         whole = {key: _whole(items[key], key) for key in ("window", "start_us", "end_us", "rows", "reference_rows")}
-        return cls(**whole, features=features, estimate=None if estimate is None else Estimate.from_json(estimate))
+        return cls(
+            **whole,
+            features=features,
+            estimate=None if estimate is None else Estimate.from_json(estimate),
+            reference=canonical.as_text(items.get("reference", ""), "reference"),
+        )
 
 
 def compare(reference: Sketch, window: Sketch) -> list[FeatureStatistics]:

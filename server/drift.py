@@ -12,6 +12,10 @@ its drift windows.
 
 The monitor's state (windows in a row) survives a restart in drift_monitor.json. A version with another reference
 starts a new count; fine-tunes inherit their parent's.
+
+What windows are compared with is the training data of the version that served, or a pinned sketch (store/pins.py),
+where it is of the same columns. Choosing starts a new count. A pin that the live version makes useless stays, for a
+version that it fits; an event says so when that begins and ends.
 """
 
 from __future__ import annotations
@@ -23,6 +27,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 from pathlib import Path
 
 from trimtab.kernels.drift import DriftMonitor, DriftWindow
@@ -35,6 +40,7 @@ from trimtab.server.keeping import ClosedWindow, OpenWindow
 from trimtab.store.errors import StoreError
 from trimtab.store.files import append_line, read_lines, write_atomic
 from trimtab.store.kept_windows import KeptWindow, WindowFolder
+from trimtab.store.pins import TRAINING, Pin, PinFile, check_fit
 from trimtab.store.priority import yield_to_others
 from trimtab.store.settings import DriftSettings
 
@@ -71,10 +77,14 @@ class DriftWatch:
         self._folder = WindowFolder(path.with_name("drift"), settings.keep_windows)
         numbers = [*(report.window for report in self._reports), *self._folder.numbers()]
         self._number = max(numbers, default=0)
+        self._pins = PinFile(self._folder.directory)
+        self.pinned = self._pins.read()
+        """What windows are compared with where it fits; None: the training data. Replaced by the thread."""
+        self._fits = True
         self.opened = self._open_window()
         """The window that an earlier server left open."""
         self._monitor: DriftMonitor | None = None
-        self._reference = ""
+        self._key = self._own = ""
         self._panes: deque[ClosedWindow] = deque(maxlen=settings.sliding)
         self._alarmed: tuple[str, ...] = ()
         self.failures = 0
@@ -104,6 +114,27 @@ class DriftWatch:
     def save(self, window: OpenWindow) -> None:
         """Keeps the open window for the next server. From any thread; returns at once."""
         self._tasks.put(lambda: self._save(window))
+
+    def serving(self, version: LoadedVersion) -> None:
+        """This version is live. From any thread; returns at once."""
+        self._tasks.put(lambda: self._check_pin(version))
+
+    async def pin(self, choose: Callable[[WindowFolder], Pin] | None, version: LoadedVersion) -> Pin | None:
+        """Compares windows with what `choose` makes of the kept ones from now on, lastingly; None: with the training
+        data. `version` is the one that it has to fit. Windows that were put before are compared before. Raises
+        StoreError, KernelError."""
+        done: Future[Pin | None] = Future()
+
+        def task() -> None:
+            if not done.set_running_or_notify_cancel():
+                return
+            try:
+                done.set_result(self._pin(choose, version))
+            except Exception as error:
+                done.set_exception(error)
+
+        self._tasks.put(task)
+        return await asyncio.wrap_future(done)
 
     async def settled(self) -> None:
         """Returns when all windows put so far are recorded and were passed to `on_window`."""
@@ -160,6 +191,7 @@ class DriftWatch:
         start_us = min(pane.start_us for pane in self._panes)
         end_us = max(pane.end_us for pane in self._panes)
         window = monitor.observe(sketch, start_us, end_us, closed.version.scores)
+        window = replace(window, reference=self._compared_with(closed.version)[1])
         report = report_of(self._model, window)
         self._reports.append(report)
         self._tell(window, closed.version.number)
@@ -173,23 +205,61 @@ class DriftWatch:
         append_line(self._path, window.to_json())
         write_atomic(self._state_path, monitor.to_json().encode())
 
+    def _compared_with(self, version: LoadedVersion) -> tuple[Sketch, str]:
+        """What windows of this version are compared with, and what that is called."""
+        pin = self.pinned
+        if pin is not None and pin.sketch.spec.hash == version.reference.spec.hash:
+            return pin.sketch, pin.origin
+        return version.reference, TRAINING
+
     def _monitor_for(self, version: LoadedVersion) -> DriftMonitor:
-        reference = version.manifest.files.get(_REFERENCE, "")
-        if self._monitor is None or reference != self._reference:
-            self._monitor = self._restored(version) if self._monitor is None else None
+        own = version.manifest.files.get(_REFERENCE, "")
+        reference, name = self._compared_with(version)
+        if own != self._own:
             self._panes.clear()
+        key = own if name == TRAINING else ""
+        if self._monitor is None or key != self._key:
+            self._monitor = self._restored(reference) if self._monitor is None else None
             if self._monitor is None:
                 settings = self._settings
-                self._monitor = DriftMonitor(
-                    version.reference, settings.alpha, settings.min_effect, settings.persistence
-                )
-            self._reference = reference
+                self._monitor = DriftMonitor(reference, settings.alpha, settings.min_effect, settings.persistence)
+        self._own, self._key = own, key
         return self._monitor
 
-    def _restored(self, version: LoadedVersion) -> DriftMonitor | None:
+    def _pin(self, choose: Callable[[WindowFolder], Pin] | None, version: LoadedVersion) -> Pin | None:
+        pin = None if choose is None else choose(self._folder)
+        if pin is None:
+            self._pins.remove()
+        else:
+            check_fit(pin, version.reference.spec, version.number)
+            pin = self._pins.write(pin)
+        self.pinned, self._fits = pin, True
+        self._monitor = None
+        self._state_path.unlink(missing_ok=True)
+        self._alarmed = ()
+        what = "the training data" if pin is None else f"{pin.origin} ({pin.rows:,} rows)"
+        numbers = {"rows": float(pin.rows)} if pin is not None else {}
+        message = f"drift windows are compared with {what} from now on"
+        self._events.publish("pinned", self._model, message, version=version.number, numbers=numbers)
+        return pin
+
+    def _check_pin(self, version: LoadedVersion) -> None:
+        pin = self.pinned
+        fits = pin is None or pin.sketch.spec.hash == version.reference.spec.hash
+        if pin is not None and fits != self._fits:
+            message = f"version {version.number} is compared with the pinned drift reference ({pin.origin}) again"
+            if not fits:
+                message = (
+                    f"the pinned drift reference ({pin.origin}) is of other columns than version {version.number}, "
+                    "which is compared with its own training data"
+                )
+            self._events.publish("note", self._model, message, version=version.number)
+        self._fits = fits
+
+    def _restored(self, reference: Sketch) -> DriftMonitor | None:
         """The monitor as the last server left it, if it was of this reference and these settings."""
         try:
-            monitor = DriftMonitor.from_json(self._state_path.read_text("utf-8"), version.reference)
+            monitor = DriftMonitor.from_json(self._state_path.read_text("utf-8"), reference)
         except (OSError, ValueError, KernelError):
             return None
         settings = self._settings
@@ -230,6 +300,7 @@ def report_of(model: str, window: DriftWindow) -> pb.DriftReport:
         rows=window.rows,
         reference_rows=window.reference_rows,
         alarms=len(window.alarms),
+        reference=window.reference or TRAINING,
     )
     if (found := window.estimate) is not None:
         report.estimate.CopyFrom(

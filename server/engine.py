@@ -68,9 +68,11 @@ class Engine:
         lockstep: bool = False,
         on_open: Callable[[OpenWindow], None] | None = None,
         opened: OpenWindow | None = None,
+        on_live: Callable[[LoadedVersion], None] | None = None,
     ) -> None:
         """Registers the model with the hub. `on_window` is called on the compute thread with each closed drift window;
-        in lockstep their rows and data times alone decide when. `on_open` and `opened`: see Keeper."""
+        in lockstep their rows and data times alone decide when. `on_open` and `opened`: see Keeper. `on_live` is
+        called with each version of columns that goes live."""
         self.settings = settings
         self.name = settings.name
         self.schema: Schema | TensorSchema
@@ -97,6 +99,7 @@ class Engine:
         """(name, datatype, dimensions after the rows) of each tensor."""
         self.policy = settings.batching
         self._hub = hub
+        self._on_live = on_live
         self._table: Table | None = None
         self._before: Table | None = None
         self._answering = threading.Lock()
@@ -145,6 +148,9 @@ class Engine:
         names = dict(aliases or {})
         self._before, self._table = self._table, Table(live, MappingProxyType(dict(loaded)), MappingProxyType(names))
         self._hub.install(self.name, live.number, sorted({live.number, *loaded}), names)
+        changed = self._before is None or self._before.live is not live
+        if changed and self._on_live is not None and isinstance(live, LoadedVersion):
+            self._on_live(live)
 
     async def leave(self, timeout: float) -> bool:
         """Has the hub refuse new requests, and returns when those that it has are answered; False where that took too

@@ -76,6 +76,7 @@ def open_model(
             lockstep=server.lockstep,
             on_open=drift.save if drift is not None else None,
             opened=drift.opened if drift is not None else None,
+            on_live=drift.serving if drift is not None else None,
         )
         opened.pop_all()
     swap = Swap(

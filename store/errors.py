@@ -11,6 +11,7 @@ StoreError                  INTERNAL             reading or writing failed; the 
 ├── VersionConflict         ALREADY_EXISTS       versions are immutable: published before with other contents
 ├── VersionDamaged          DATA_LOSS            a version's files are not what its manifest says
 ├── WindowUnknown           NOT_FOUND            no such drift window is kept
+├── PinUnfit                FAILED_PRECONDITION  a sketch that drift windows cannot be compared with
 ├── WindowDamaged           DATA_LOSS            a kept drift window's file is not what was written
 ├── LiveDamaged             DATA_LOSS            live.json cannot be read
 └── StaleEpoch              ABORTED              live.json changed since the caller read it
@@ -25,6 +26,7 @@ __all__ = [
     "InvalidId",
     "LabelsDamaged",
     "LiveDamaged",
+    "PinUnfit",
     "ProjectError",
     "SegmentDamaged",
     "SegmentGone",
@@ -109,6 +111,12 @@ class WindowUnknown(StoreError):
     """No drift window of that number is kept."""
 
     code = "NOT_FOUND"
+
+
+class PinUnfit(StoreError):
+    """No sketch, or one of other columns or fitted to other data; the message says what was expected."""
+
+    code = "FAILED_PRECONDITION"
 
 
 class WindowDamaged(StoreError):

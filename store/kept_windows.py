@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-from trimtab.kernels.errors import KernelError
+from trimtab.kernels.errors import KernelError, SketchError
 from trimtab.kernels.sketch import Sketch
 from trimtab.store.errors import StoreError, WindowDamaged, WindowUnknown
 from trimtab.store.files import make_dir, os_errors, write_atomic
@@ -93,6 +93,8 @@ class WindowFolder:
                 continue
             if total is None:
                 total = Sketch(sketch.spec)
+            if sketch.spec.hash != total.spec.hash:
+                raise SketchError(f"window {number} is of other columns than those before it: take fewer windows")
             total.merge(sketch)
             found += 1
         if total is None:

@@ -8,25 +8,29 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from importlib.metadata import version
 
+from trimtab.models.version import LoadedVersion
 from trimtab.protos.v1 import trimtab_pb2 as pb
 from trimtab.server.advance import Advancer
 from trimtab.server.channel import TrainerChannel
-from trimtab.server.errors import Denied, Draining, InvalidRequest, NoTrainer, Unfit
+from trimtab.server.errors import Denied, Draining, InvalidRequest, NoTrainer, Unfit, Unsupported
 from trimtab.server.events import EventBus
 from trimtab.server.served import Model, Registry
 from trimtab.server.supervisor import Supervisor
 from trimtab.server.transport import Call, Handler, Service, service
 from trimtab.server.versions import list_versions
 from trimtab.store.ids import parse_id
+from trimtab.store.kept_windows import WindowFolder
 from trimtab.store.live import Live
+from trimtab.store.pins import Pin, pin_of_bytes, pin_of_windows
 
 __all__ = ["CALLER", "TRAINER", "LifecycleServicer"]
 
 CALLER, TRAINER = "trimtab-caller", "trainer"
 _RECIPES = ("refresh", "search")
+_ORIGIN = 500
 
 
 class LifecycleServicer:
@@ -54,6 +58,7 @@ class LifecycleServicer:
             "WatchEvents": self.watch_events,
             "Advance": self.advance,
             "Retrain": self.retrain,
+            "PinReference": self.pin_reference,
             "Status": self.status,
             "Forget": self.forget,
             "Attend": self.attend,
@@ -77,7 +82,7 @@ class LifecycleServicer:
     async def promote(self, request: pb.PromoteRequest, call: Call) -> pb.PromoteResponse:
         """Makes a version live."""
         model = self._serving(request.model_name)
-        if model.settings.rollout.approve == "person" and _caller(call) == TRAINER:
+        if _needs_person(model, call):
             raise Denied(
                 f"model {model.name!r} is promoted by a person ([model.rollout] approve); "
                 f"`trimtab promote {request.version}` does it"
@@ -152,6 +157,17 @@ class LifecycleServicer:
         await command.done
         return command.retrained
 
+    async def pin_reference(self, request: pb.PinReferenceRequest, call: Call) -> pb.PinReferenceResponse:
+        """Chooses what drift windows are compared with."""
+        model = self._serving(request.model_name)
+        live = model.engine.table.live
+        if model.drift is None or not isinstance(live, LoadedVersion):
+            raise Unsupported(f"model {model.name!r} has drift switched off ([model.drift] enabled = false)")
+        if _needs_person(model, call):
+            raise Denied(f"the drift reference of model {model.name!r} is chosen by a person ([model.rollout] approve)")
+        pin = await model.drift.pin(_chosen(request), live)
+        return pb.PinReferenceResponse(pin=_drift_pin(pin, live) if pin is not None else None)
+
     async def attend(self, reports: AsyncIterator[pb.TrainerReport], _call: Call) -> AsyncIterator[pb.TrainerCommand]:
         """The trainer's channel."""
         if not self._channel.enabled:
@@ -213,10 +229,32 @@ def _promoted(model: Model, live: Live) -> pb.PromoteResponse:
     return pb.PromoteResponse(live=live.live, previous=live.previous or 0, epoch=live.epoch, weights=weights)
 
 
+def _chosen(request: pb.PinReferenceRequest) -> Callable[[WindowFolder], Pin] | None:
+    kind = request.WhichOneof("reference")
+    if kind is None:
+        return None
+    if kind == "windows":
+        first, last = request.windows.first, request.windows.last
+        if not 1 <= first <= last:
+            raise InvalidRequest(f"windows: expected numbers from 1, the first not after the last, got {first}-{last}")
+        return lambda folder: pin_of_windows(folder, first, last)
+    # An origin is one line, wherever it is shown.
+    origin = " ".join(request.origin.split())[:_ORIGIN] or "a sketch"
+    pin = pin_of_bytes(request.sketch, origin)
+    return lambda _folder: pin
+
+
+def _drift_pin(pin: Pin, live: LoadedVersion) -> pb.DriftPin:
+    fits = pin.sketch.spec.hash == live.program.sketch.hash
+    return pb.DriftPin(origin=pin.origin, pinned_us=pin.pinned_us, rows=pin.rows, sha256=pin.sha256, fits=fits)
+
+
 def _model_status(model: Model) -> pb.ModelStatus:
     current, counts = model.swap.current, model.engine.counts
     quality = model.quality.get(current.live)
     captured = model.captures.stats() if model.captures is not None else None
+    live = model.engine.table.live
+    pin = model.drift.pinned if model.drift is not None else None
     return pb.ModelStatus(
         name=model.name,
         live=current.live,
@@ -231,7 +269,12 @@ def _model_status(model: Model) -> pb.ModelStatus:
         labels=model.labels.count(),
         quality=dict(quality.metrics) if quality is not None else {},
         drifted_features=model.drift.alarms if model.drift is not None else 0,
+        drift_pin=_drift_pin(pin, live) if pin is not None and isinstance(live, LoadedVersion) else None,
     )
+
+
+def _needs_person(model: Model, call: Call) -> bool:
+    return model.settings.rollout.approve == "person" and _caller(call) == TRAINER
 
 
 def _caller(call: Call) -> str:
