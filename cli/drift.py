@@ -64,8 +64,8 @@ def drift(
         typer.Option(
             "--pin",
             metavar="WHAT",
-            help="Compare windows with WHAT from now on: a window's number, a range such as 3-9, a sketch file, or "
-            "training.",
+            help="Compare windows with WHAT from now on: a window's number, a range such as 3-9, a sketch file, an "
+            "artifact in MLflow (runs:/ID/reference.arrow, models:/NAME@champion), or training.",
         ),
     ] = "",
     model: Model = "",
@@ -91,6 +91,7 @@ def drift(
       trimtab drift -C flights
       trimtab drift --windows 10 --all --json
       trimtab drift --pin 3-9
+      trimtab drift --pin models:/flights@champion
       trimtab drift --pin training
       trimtab drift january.parquet june.csv --html report.html
       trimtab drift train.csv served.csv --time time --window 7d --columns age,income

@@ -1,6 +1,7 @@
 """`trimtab drift --pin WHAT`: what drift windows are compared with, chosen through the running server, or in state/.
 
-WHAT is `training`, a window's number, a range of them, or a sketch file.
+WHAT is `training`, a window's number, a range of them, a sketch file, or an artifact in MLflow. Files and artifacts are
+read here, and their contents sent: the server opens no path that somebody names, and waits for no network.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from trimtab.store.versions import VersionStore
 
 __all__ = ["pin_reference", "pinned", "told"]
 
+_MLFLOW = ("runs:/", "models:/")
 _WINDOWS = re.compile(r"(\d{1,18})(?:-(\d{1,18}))?")
 
 
@@ -38,7 +40,7 @@ class _Choice:
 
 def pin_reference(project: Project, model: str, what: str, output: Output) -> None:
     """Does it and says so. Raises UserError, StoreError, KernelError, ClientError."""
-    choice = _chosen(what)
+    choice = _chosen(project, what)
     running = server_of(project)
     by_server = False
     if running is not None:
@@ -77,7 +79,7 @@ def as_json(pin: Pin | None) -> dict[str, Any] | None:
     return {"origin": pin.origin, "pinned_us": pin.pinned_us, "rows": pin.rows, "sha256": pin.sha256}
 
 
-def _chosen(what: str) -> _Choice:
+def _chosen(project: Project, what: str) -> _Choice:
     if what == TRAINING:
         return _Choice()
     if found := _WINDOWS.fullmatch(what):
@@ -86,14 +88,30 @@ def _chosen(what: str) -> _Choice:
         if not 1 <= first <= last:
             raise UserError(f"--pin {what}: expected windows from 1, the first not after the last")
         return _Choice(windows=(first, last))
+    if what.startswith(_MLFLOW):
+        return _Choice(None, *_artifact(project, what))
     path = Path(what)
     try:
         return _Choice(data=path.read_bytes(), origin=str(path))
     except OSError as error:
         raise UserError(
-            f"--pin {what}: expected {TRAINING}, a window's number, a range such as 3-9 or a sketch file such as a "
-            f"version's reference.arrow: {(error.strerror or str(error)).lower()}"
+            f"--pin {what}: expected {TRAINING}, a window's number, a range such as 3-9, a sketch file such as a "
+            f"version's reference.arrow, or {' or '.join(_MLFLOW)}...: {(error.strerror or str(error)).lower()}"
         ) from None
+
+
+def _artifact(project: Project, what: str) -> tuple[bytes, str]:
+    uri = project.mlflow_uri
+    own = uri.removeprefix("sqlite:///")
+    if own != uri and not Path(own).exists():
+        raise UserError(f"--pin {what}: nothing was told to MLflow yet ({own} is not there)")
+    from trimtab.trainer.mlflow_client import fetch
+
+    try:
+        return fetch(uri, what)
+    except Exception as error:  # Whatever MLflow and its drivers raise.
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+        raise UserError(f"--pin {what}: MLflow at {uri}: {reason}") from None
 
 
 def _write(project: Project, model: str, choice: _Choice) -> None:

@@ -3,6 +3,9 @@
 Told twice is told once: a run is found again by its workflow and the outbox that it came through, a model version by
 the tags `trimtab.version` and `trimtab.weights`. So several projects may share a tracking server.
 
+The run of a published version has its reference.arrow as an artifact, so that the drift of other nodes' windows can be
+compared with it (`fetch`, for `trimtab drift --pin`). Weights are not logged.
+
 Importing mlflow takes a second and its SQL store another two, so this module is imported without it: `connect`
 imports it, on the thread that calls.
 """
@@ -16,6 +19,7 @@ import os
 import posixpath
 import re
 import socket
+import tempfile
 import threading
 import warnings
 from collections.abc import Mapping
@@ -25,17 +29,22 @@ from typing import Any
 
 from trimtab.store.manifest import Decision, Manifest
 
-__all__ = ["CHALLENGER", "CHAMPION", "Candidate", "Mlflow", "connect"]
+__all__ = ["ARTIFACT_FAILED", "CHALLENGER", "CHAMPION", "REFERENCE", "Candidate", "Mlflow", "connect", "fetch"]
 
 CHAMPION, CHALLENGER = "champion", "challenger"
 VERSION, WEIGHTS, VERDICT = "trimtab.version", "trimtab.weights", "trimtab.verdict"
 WORKFLOW, ORIGIN = "trimtab.workflow", "trimtab.origin"
+REFERENCE = "reference.arrow"
+"""The artifact's name, and the file's in a version."""
+ARTIFACT_FAILED = "ARTIFACT_FAILED"
+"""Error code of an artifact that the store did not take, while MLflow itself answers."""
 
-# Before mlflow is imported: no long waits for a server that is dead, and nothing sent to anybody else.
+# Before mlflow is imported: no long waits for a server that is dead, nothing sent to anybody else, no progress bars.
 _ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "2",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
     "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "DO_NOT_TRACK": "true",
 }
 _NOISY = ("mlflow", "alembic", "sqlalchemy", "urllib3")
@@ -60,6 +69,12 @@ class Candidate:
     """Where it was published."""
     path: str
     params: Mapping[str, Any]
+
+
+class ArtifactError(Exception):
+    """An artifact could not be logged."""
+
+    error_code = ARTIFACT_FAILED
 
 
 class Mlflow:
@@ -91,6 +106,18 @@ class Mlflow:
             # What challenged the version before it has been overtaken.
             self._client.delete_registered_model_alias(self._model, CHALLENGER)
 
+    def log_reference(self, workflow: str, origin: str, path: Path) -> None:
+        """Logs the file as an artifact of the candidate's run. Raises ArtifactError where there is no such run or file,
+        or the artifact store does not take it: each may have a store of its own kind, which this machine may lack the
+        library or the permission for."""
+        run = self._known(workflow, origin)
+        try:
+            if run is None:
+                raise ArtifactError(f"no run of {workflow}")
+            self._client.log_artifact(str(run.info.run_id), str(path))
+        except Exception as error:
+            raise ArtifactError(f"{path.name} of {workflow}: {error or type(error).__name__}") from error
+
     def champion(self, version: int, weights: str) -> bool:
         """Points `champion` at the model version that holds `version`; False if there is none."""
         found = self._find(version, weights)
@@ -107,12 +134,17 @@ class Mlflow:
         version = str(tags.get(VERSION, ""))
         return (int(version), str(tags.get(WEIGHTS, ""))) if version.isdecimal() else None
 
-    def _run(self, candidate: Candidate) -> Any:
-        marks = {WORKFLOW: candidate.workflow, ORIGIN: candidate.origin}
+    def _known(self, workflow: str, origin: str) -> Any:
+        marks = {WORKFLOW: workflow, ORIGIN: origin}
         wanted = " and ".join(f"tags.`{name}` = {_quoted(value)}" for name, value in marks.items())
         known = self._client.search_runs([self._experiment], filter_string=wanted, max_results=1)
-        if known:
-            return known[0]
+        return known[0] if known else None
+
+    def _run(self, candidate: Candidate) -> Any:
+        known = self._known(candidate.workflow, candidate.origin)
+        if known is not None:
+            return known
+        marks = {WORKFLOW: candidate.workflow, ORIGIN: candidate.origin}
         name = f"{self._model} {candidate.decision.version}"
         started = candidate.decision.time_us // 1000
         return self._client.create_run(self._experiment, start_time=started, tags=marks, run_name=name)
@@ -184,6 +216,38 @@ def connect(uri: str, experiment: str, model: str, artifacts: Path) -> Mlflow:
                 raise
         _quieten()
     return Mlflow(client, mlflow.entities, identity, model, local=local)
+
+
+def fetch(uri: str, what: str) -> tuple[bytes, str]:
+    """The contents of an artifact and where they are from: `runs:/RUN_ID/PATH`, or the reference of the run that a
+    model version came from, by `models:/NAME@ALIAS` or `models:/NAME/VERSION` (MLflow's number). Waits for the tracking
+    server. Raises whatever MLflow raises, and ValueError for another form."""
+    os.environ.update(_ENVIRONMENT)
+    with _connecting:
+        _quieten()
+        from mlflow.tracking import MlflowClient
+
+        client: Any = MlflowClient(tracking_uri=uri, registry_uri=uri)
+        _quieten()
+    kind, _, rest = what.partition(":/")
+    if kind == "models":
+        name, at, label = rest.rpartition("@") if "@" in rest else rest.rpartition("/")
+        if not name or not label:
+            raise ValueError("expected models:/NAME@ALIAS or models:/NAME/VERSION")
+        found = client.get_model_version_by_alias(name, label) if at == "@" else client.get_model_version(name, label)
+        run_id, path = found.run_id, REFERENCE
+        if not run_id:
+            raise ValueError("that model version has no run")
+        origin = f"{what} (runs:/{run_id}/{path})"
+    elif kind == "runs":
+        run_id, _, path = rest.partition("/")
+        if not run_id or not path:
+            raise ValueError(f"expected runs:/RUN_ID/{REFERENCE}")
+        origin = what
+    else:
+        raise ValueError("expected runs:/... or models:/...")
+    with tempfile.TemporaryDirectory(prefix="trimtab-") as folder:
+        return Path(client.download_artifacts(run_id, path, folder)).read_bytes(), origin
 
 
 def _quieten() -> None:

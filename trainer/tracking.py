@@ -30,7 +30,7 @@ from trimtab.store.project import Project
 from trimtab.store.settings import ModelSettings
 from trimtab.store.versions import VersionStore
 from trimtab.trainer import mlflow_client
-from trimtab.trainer.mlflow_client import CHAMPION, Candidate, Mlflow
+from trimtab.trainer.mlflow_client import ARTIFACT_FAILED, CHAMPION, REFERENCE, Candidate, Mlflow
 from trimtab.trainer.outbox import Message, MessageRefused, Outbox
 
 __all__ = ["Tracker"]
@@ -38,7 +38,13 @@ __all__ = ["Tracker"]
 POLL_SECONDS = 30.0
 """Between two looks at where `champion` points."""
 
-_REFUSALS = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_DOES_NOT_EXIST", "RESOURCE_ALREADY_EXISTS")
+_REFUSALS = (
+    "INVALID_PARAMETER_VALUE",
+    "BAD_REQUEST",
+    "RESOURCE_DOES_NOT_EXIST",
+    "RESOURCE_ALREADY_EXISTS",
+    ARTIFACT_FAILED,
+)
 """Error codes that say that it is the message that is wrong, if they come twice in a row."""
 
 
@@ -92,6 +98,10 @@ class Tracker:
             "params": dict(params),
         }
         self._put(f"candidate {workflow_id}", "candidate", body)
+        if manifest is not None and path is not None and REFERENCE in manifest.files:
+            # Told by itself: where only the artifact store cannot be used, everything else is still told.
+            reference = {"workflow": workflow_id, "path": str(path / REFERENCE)}
+            self._put(f"reference {workflow_id}", "reference", reference)
 
     def tell_live(self, version: int, reason: str) -> None:
         """A version that went live."""
@@ -237,6 +247,9 @@ class Tracker:
                 dict(body["params"]),
             )
             return lambda mlflow: mlflow.tell(candidate)
+        if message.kind == "reference":
+            workflow, path = str(body["workflow"]), Path(str(body["path"]))
+            return lambda mlflow: mlflow.log_reference(workflow, self._origin(), path)
         if message.kind == "live":
             version, weights = int(body["version"]), str(body["weights"])
             return lambda mlflow: self._write_champion(mlflow, version, weights)

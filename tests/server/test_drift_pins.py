@@ -24,6 +24,7 @@ from trimtab.store.kept_windows import WindowFolder
 from trimtab.store.pins import PinFile
 from trimtab.store.project import Project
 from trimtab.store.versions import VersionStore
+from trimtab.trainer.mlflow_client import connect
 
 from .world import MODEL, Running, infer_request, publish, serving, table, write_project
 
@@ -243,3 +244,29 @@ def test_a_damaged_pin_is_passed_over(project: Project) -> None:
         assert window(running, 1).reference == "training"
         assert pin_of(running) is None
         assert "pin.arrow is passed over" in running.log.read_text()
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_the_command_fetches_from_mlflow(project: Project) -> None:
+    directory = project.directory
+    path = VersionStore(project.model_state(MODEL).versions).path(1) / "reference.arrow"
+    with serving(project) as running:
+        untold = command("drift", "--pin", "models:/tiny@champion", "-C", directory)
+        assert untold.returncode == 1
+        assert "nothing was told to MLflow yet" in untold.stderr
+        connect(project.mlflow_uri, "trimtab", MODEL, project.state / "mlartifacts")
+        from mlflow.tracking import MlflowClient
+
+        client: Any = MlflowClient(project.mlflow_uri, project.mlflow_uri)
+        run = client.create_run(client.get_experiment_by_name("trimtab").experiment_id).info.run_id
+        client.log_artifact(run, str(path))
+        found = client.create_model_version(MODEL, source=path.parent.as_uri(), run_id=run)
+        client.set_registered_model_alias(MODEL, "champion", found.version)
+        for what in (f"runs:/{run}/reference.arrow", "models:/tiny@champion"):
+            done = command("drift", "--pin", what, "--json", "-C", directory)
+            assert json.loads(done.stdout)["pin"]["rows"] == 2000, done.stderr
+            assert pin_of(running).origin.startswith(what)
+        for what in ("runs:/nothing/reference.arrow", f"runs:/{run}/nothing", "models:/tiny@nobody", "models:/tiny"):
+            done = command("drift", "--pin", what, "-C", directory)
+            assert (done.returncode, len(done.stderr.splitlines())) == (1, 1), done.stderr
+            assert "MLflow at sqlite:" in done.stderr

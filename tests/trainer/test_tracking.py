@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import socket
 import subprocess
 import sys
@@ -463,3 +464,67 @@ def test_poll_runs_on_its_own_time(live: Told, monkeypatch: pytest.MonkeyPatch) 
             again._changed.wait(1.0)
     assert again.requested == 1
     again.close(5.0)
+
+
+# --- the reference as an artifact
+
+
+def published(told: Told, version: int, reference: bytes = b"a sketch") -> Path:
+    """Tells of a version that has a reference; its folder."""
+    store = VersionStore(told.paths.versions)
+    files = {"weights.safetensors": f"weights {version}".encode(), "reference.arrow": reference}
+    manifest = store.publish(version, files, Manifest(version=version))
+    decision = Decision(version=version, verdict="promoted", reason="better")
+    told.tracker.tell_candidate(f"m-refresh-{version}", decision, manifest, store.path(version), {})
+    return store.path(version)
+
+
+def test_a_versions_reference_is_its_runs_artifact(told: Told) -> None:
+    published(told, 1, b"one")
+    published(told, 2, b"two")
+    told.tracker.tell_live(2, "better")
+    assert told.tracker.flush(PATIENCE)
+    uri = told.project.mlflow_uri
+    for run, data in zip(told.runs(), (b"one", b"two"), strict=True):
+        what = f"runs:/{run.info.run_id}/reference.arrow"
+        assert mlflow_client.fetch(uri, what) == (data, what)
+    second = told.runs()[1].info.run_id
+    for what in ("models:/m@champion", f"models:/m/{told.versions()['2']}"):
+        assert mlflow_client.fetch(uri, what) == (b"two", f"{what} (runs:/{second}/reference.arrow)")
+    assert len(told.outbox) == 0
+
+
+@pytest.mark.parametrize(
+    "what", ["models:/m", "models:/@champion", "runs:/", "runs:/abc", "s3://bucket/reference.arrow"]
+)
+def test_other_forms_of_artifacts_are_refused(told: Told, what: str) -> None:
+    with pytest.raises(ValueError, match="expected"):
+        mlflow_client.fetch(told.project.mlflow_uri, what)
+
+
+def test_an_artifact_store_that_fails_holds_up_nothing_else(
+    told: Told, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from mlflow.tracking import MlflowClient
+
+    def refused(*_: object) -> None:
+        raise ModuleNotFoundError("No module named 'boto3'")
+
+    monkeypatch.setattr(MlflowClient, "log_artifact", refused)
+    published(told, 1)
+    told.tracker.tell_live(1, "first")
+    while not told.tracker.flush(PATIENCE):
+        assert told.tracker.state.startswith("failing: reference.arrow of m-refresh-1: No module named 'boto3'")
+    assert (told.outbox.dropped, told.alias("champion")) == (1, "1")
+    assert "MLflow was not told of reference" in capsys.readouterr().err
+
+
+def test_a_version_that_was_deleted_before_it_was_told_holds_up_nothing(project: Project) -> None:
+    told = Told(project)
+    shutil.rmtree(published(told, 1))
+    told.tracker.start()
+    while not told.tracker.flush(PATIENCE):
+        pass
+    assert told.outbox.dropped == 1
+    assert len(told.runs()) == 1
+    told.tracker.close(5.0)
