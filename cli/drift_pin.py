@@ -19,8 +19,9 @@ from trimtab.server.errors import StartError
 from trimtab.server.runtime import StateLock
 from trimtab.store.kept_windows import WindowFolder, read_sketch_file
 from trimtab.store.live import LiveStore
-from trimtab.store.pins import TRAINING, Pin, PinFile, check_fit, pin_of_bytes, pin_of_windows
+from trimtab.store.pins import Pin, PinFile, check_fit, pin_of_bytes, pin_of_windows
 from trimtab.store.project import Project
+from trimtab.store.settings import TRAINING
 from trimtab.store.versions import VersionStore
 
 __all__ = ["pin_reference", "pinned", "told"]

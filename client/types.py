@@ -171,7 +171,7 @@ class Drift:
     estimate: LossEstimate | None = None
     """None where the version cannot tell."""
     reference: str = "training"
-    """What it was compared with: "training", or where the pinned sketch is from."""
+    """What it was compared with: "training", "window 12, 7d earlier", or where the pinned sketch is from."""
 
 
 @dataclass(frozen=True)

@@ -150,10 +150,22 @@ class DriftMonitor:
         self.windows = 0
         self._in_a_row = [0] * (len(reference.spec.fields) + 1)
 
-    def observe(self, window: Sketch, start_us: int, end_us: int, scores: ScoreTable | None = None) -> DriftWindow:
-        """The report on the next window, with an estimate of its loss by `scores`. Raises SketchError for another spec,
-        and has not counted the window then."""
-        features = compare(self.reference, window)
+    def begin_anew(self) -> None:
+        """No feature has drifted in the windows before the next one."""
+        self._in_a_row = [0] * len(self._in_a_row)
+
+    def observe(
+        self,
+        window: Sketch,
+        start_us: int,
+        end_us: int,
+        scores: ScoreTable | None = None,
+        reference: Sketch | None = None,
+    ) -> DriftWindow:
+        """The report on the next window, with an estimate of its loss by `scores`. `reference`: of this window alone,
+        in place of the monitor's. Raises SketchError for another spec, and has not counted the window then."""
+        reference = self.reference if reference is None else reference
+        features = compare(reference, window)
         adjusted = divergences.benjamini_hochberg([feature.p_value for feature in features])
         reports: list[FeatureDrift] = []
         for i, (feature, p_value) in enumerate(zip(features, adjusted, strict=True)):
@@ -176,7 +188,7 @@ class DriftMonitor:
             )
         self.windows += 1
         estimate = scores.estimate(window.prediction.buckets) if scores is not None else None
-        return DriftWindow(self.windows, start_us, end_us, window.rows, self.reference.rows, tuple(reports), estimate)
+        return DriftWindow(self.windows, start_us, end_us, window.rows, reference.rows, tuple(reports), estimate)
 
     def to_json(self) -> str:
         """The state without the reference, which is stored with the version."""

@@ -13,9 +13,10 @@ its drift windows.
 The monitor's state (windows in a row) survives a restart in drift_monitor.json. A version with another reference
 starts a new count; fine-tunes inherit their parent's.
 
-What windows are compared with is the training data of the version that served, or a pinned sketch (store/pins.py),
-where it is of the same columns. Choosing starts a new count. A pin that the live version makes useless stays, for a
-version that it fits; an event says so when that begins and ends.
+What windows are compared with is a pinned sketch (store/pins.py), where it is of the same columns; else, with
+[model.drift] reference = "7d", the sum of the kept windows that lie so much earlier, where there are some with enough
+rows; else the training data of the version that served. Another kind of reference starts a new count. A pin that the
+live version makes useless stays, for a version that it fits; an event says so when that begins and ends.
 """
 
 from __future__ import annotations
@@ -33,16 +34,18 @@ from pathlib import Path
 from trimtab.kernels.drift import DriftMonitor, DriftWindow
 from trimtab.kernels.errors import KernelError
 from trimtab.kernels.sketch import Sketch
+from trimtab.kernels.sketch_spec import SketchSpec
 from trimtab.models.version import LoadedVersion
 from trimtab.protos.v1 import trimtab_pb2 as pb
 from trimtab.server.events import EventBus
 from trimtab.server.keeping import ClosedWindow, OpenWindow
+from trimtab.store.durations import format_duration
 from trimtab.store.errors import StoreError
 from trimtab.store.files import append_line, read_lines, write_atomic
 from trimtab.store.kept_windows import KeptWindow, WindowFolder
-from trimtab.store.pins import TRAINING, Pin, PinFile, check_fit
+from trimtab.store.pins import Pin, PinFile, check_fit
 from trimtab.store.priority import yield_to_others
-from trimtab.store.settings import DriftSettings
+from trimtab.store.settings import TRAINING, DriftSettings
 
 __all__ = ["DriftWatch", "report_of"]
 
@@ -50,6 +53,8 @@ _log = logging.getLogger(__name__)
 _KEEP = 1000
 _FILE_BYTES = 64 << 20
 _REFERENCE = "reference.arrow"
+_EARLIER = " earlier"
+"""How the name of a season's windows ends."""
 _NAMES = {"ks": "kolmogorov_smirnov"}
 
 
@@ -190,8 +195,15 @@ class DriftWatch:
         monitor.windows = self._number - 1
         start_us = min(pane.start_us for pane in self._panes)
         end_us = max(pane.end_us for pane in self._panes)
-        window = monitor.observe(sketch, start_us, end_us, closed.version.scores)
-        window = replace(window, reference=self._compared_with(closed.version)[1])
+        name = self._compared_with(closed.version)[1]
+        season = self._season(sketch.spec) if name == TRAINING else None
+        if season is not None:
+            name = season[1]
+        newest = self.newest
+        if newest is not None and newest.reference.endswith(_EARLIER) != (season is not None):
+            monitor.begin_anew()
+        window = monitor.observe(sketch, start_us, end_us, closed.version.scores, season[0] if season else None)
+        window = replace(window, reference=name)
         report = report_of(self._model, window)
         self._reports.append(report)
         self._tell(window, closed.version.number)
@@ -211,6 +223,27 @@ class DriftWatch:
         if pin is not None and pin.sketch.spec.hash == version.reference.spec.hash:
             return pin.sketch, pin.origin
         return version.reference, TRAINING
+
+    def _season(self, spec: SketchSpec) -> tuple[Sketch, str] | None:
+        """What there is of the season before the newest panes, and what that is called."""
+        season = self._settings.season
+        if not season:
+            return None
+        total, numbers = Sketch(spec), []
+        for pane in self._panes:
+            for kept in self._folder.between(pane.start_us - season, pane.end_us - season):
+                try:
+                    sketch = self._folder.load(kept.number)[1]
+                except StoreError as error:
+                    _log.warning("model %s: %s", self._model, error)
+                    continue
+                if sketch.spec.hash == spec.hash:
+                    total.merge(sketch)
+                    numbers.append(kept.number)
+        if total.rows < self._settings.least_rows:
+            return None
+        several = f"windows {min(numbers)}-{max(numbers)}" if len(numbers) > 1 else f"window {numbers[0]}"
+        return total, f"{several}, {format_duration(season)}{_EARLIER}"
 
     def _monitor_for(self, version: LoadedVersion) -> DriftMonitor:
         own = version.manifest.files.get(_REFERENCE, "")

@@ -18,12 +18,10 @@ from trimtab.store.errors import PinUnfit, StoreError
 from trimtab.store.files import fsync_dir, make_dir, now_us, os_errors, sha256_bytes, write_atomic
 from trimtab.store.kept_windows import WindowFolder, read_sketch_file, sketch_file
 
-__all__ = ["TRAINING", "Pin", "PinFile", "check_fit", "pin_of_bytes", "pin_of_windows"]
+__all__ = ["Pin", "PinFile", "check_fit", "pin_of_bytes", "pin_of_windows"]
 
 _log = logging.getLogger(__name__)
 _SHOWN = 5
-TRAINING = "training"
-"""What a window was compared with where nothing is pinned."""
 
 
 @dataclass(frozen=True)

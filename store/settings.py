@@ -350,6 +350,10 @@ class CaptureSettings(Settings):
         return self
 
 
+TRAINING = "training"
+"""What drift windows are compared with where nothing else is chosen."""
+
+
 class DriftSettings(Settings):
     """Comparison of what is served with what the model was trained on."""
 
@@ -366,6 +370,10 @@ class DriftSettings(Settings):
     count."""
     keep_windows: Annotated[int, Field(ge=1, le=100_000)] = 200
     """Newest windows whose sketches are kept on disk, at most 256 MiB of them."""
+    reference: str = "training"
+    """What a window is compared with: "training", the training data, or how much data time before it the kept windows
+    lie that it is compared with, such as "7d" (needs `window`, and is a multiple of it); the training data while there
+    are none. What is pinned by `trimtab drift --pin` goes before either."""
     sliding: Annotated[int, Field(ge=1, le=1000)] = 1
     """Windows that are compared together: each time that one closes, it and those before it, merged. 1: each alone."""
     max_rows_per_second: Annotated[int, Field(ge=0)] = 250_000
@@ -384,6 +392,35 @@ class DriftSettings(Settings):
         if 0 < value < 1_000_000:
             raise ValueError(f"expected at least 1s, or 0 for windows of rows, got {format_duration(value)}")
         return value
+
+    @field_validator("reference")
+    @classmethod
+    def _known_reference(cls, value: str) -> str:
+        if value == TRAINING:
+            return value
+        try:
+            parse_duration(value)
+        except ValueError as error:
+            raise ValueError(f"expected {TRAINING!r}, or {str(error).removeprefix('expected ')}") from None
+        return value
+
+    @model_validator(mode="after")
+    def _whole_seasons(self) -> DriftSettings:
+        season = self.season
+        if self.reference == TRAINING:
+            return self
+        if not self.window or not season or season % self.window:
+            window = format_duration(self.window) if self.window else "not given"
+            raise ValueError(f"reference: expected a multiple of window ({window}), got {self.reference!r}")
+        least = season // self.window + self.sliding
+        if self.keep_windows < least:
+            raise ValueError(f"keep_windows: expected at least {least} for that reference, got {self.keep_windows}")
+        return self
+
+    @property
+    def season(self) -> int:
+        """How much data time, µs, before a window those lie that it is compared with; 0: the training data."""
+        return 0 if self.reference == TRAINING else parse_duration(self.reference)
 
     @property
     def least_rows(self) -> int:

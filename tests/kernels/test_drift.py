@@ -213,6 +213,19 @@ def test_window_json() -> None:
         DriftWindow.from_json(json.dumps(document))
 
 
+def test_one_window_against_another_reference() -> None:
+    random = np.random.default_rng(6)
+    usual, other = rows(random, 2000), rows(random, 700)
+    monitor = DriftMonitor(usual, 0.05, 0.0, 1)
+    window = rows(random, 300)
+    found = monitor.observe(window, 10, 20, None, other)
+    assert found == DriftMonitor(other, 0.05, 0.0, 1).observe(window, 10, 20)
+    assert (found.reference_rows, monitor.observe(window, 20, 30).reference_rows) == (700, 2000)
+    monitor.begin_anew()
+    again = monitor.observe(window, 30, 40)
+    assert {feature.persistence for feature in again.features} <= {0, 1}
+
+
 def test_windows_with_an_estimate_and_those_of_old() -> None:
     random = np.random.default_rng(5)
     scores = ScoreTable.of(
@@ -225,7 +238,9 @@ def test_windows_with_an_estimate_and_those_of_old() -> None:
     assert DriftWindow.from_json(report.to_json()) == report
     document = json.loads(report.to_json())
     del document["estimate"]
-    assert DriftWindow.from_json(json.dumps(document)).estimate is None
+    del document["reference"]
+    old = DriftWindow.from_json(json.dumps(document))
+    assert (old.estimate, old.reference) == (None, "")
     with pytest.raises(ProgramError, match="estimate"):
         DriftWindow.from_json(json.dumps({**document, "estimate": {"loss": 1.0}}))
 

@@ -17,6 +17,7 @@ from trimtab.server.drift import DriftWatch
 from trimtab.server.events import EventBus
 from trimtab.server.keeping import ClosedWindow, OpenWindow
 from trimtab.store.kept_windows import WindowFolder
+from trimtab.store.pins import pin_of_windows
 from trimtab.store.settings import DriftSettings
 
 SPEC = SketchSpec((), (0.25, 0.5, 0.75))
@@ -174,3 +175,127 @@ async def test_the_open_window_is_for_the_next_server(tmp_path: Path) -> None:
     for damaged in (b"", saved[:-20], b"ARROW1" * 50):
         (tmp_path / "drift" / "open.arrow").write_bytes(damaged)
         assert left(settings) is None
+
+
+# --- the season before
+
+
+HOUR = 3_600_000_000
+
+
+def hourly(number: int, made: Any, low: float = 0.0, rows: int = 100) -> ClosedWindow:
+    return ClosedWindow(predictions(number, rows, low), made, number * HOUR, (number + 1) * HOUR)
+
+
+def seasonal(**settings: Any) -> DriftSettings:
+    return DriftSettings(window=3600, reference="3h", min_effect=0.0, alpha=0.5, persistence=1, **settings)
+
+
+def in_a_row(report: pb.DriftReport) -> int:
+    return report.features[0].persistence
+
+
+async def test_windows_are_compared_with_those_of_a_season_before(tmp_path: Path) -> None:
+    made = version()
+    # Every third hour is another world; there is no hour 7.
+    hours = [1, 2, 3, 4, 5, 6, 8, 9, 10, 12]
+    windows = [hourly(hour, made, low=0.9 if hour % 3 == 0 else 0.0, rows=100 + hour) for hour in hours]
+    found = await reports_of(tmp_path, seasonal(), windows)
+    assert [(one.reference, one.reference_rows) for one in found] == [
+        ("training", 4000),
+        ("training", 4000),
+        ("training", 4000),
+        ("window 1, 3h earlier", 101),
+        ("window 2, 3h earlier", 102),
+        ("window 3, 3h earlier", 103),
+        ("window 5, 3h earlier", 105),
+        ("window 6, 3h earlier", 106),
+        ("training", 4000),
+        ("window 8, 3h earlier", 109),
+    ]
+    effects = {hour: one.features[0].statistics[0].effect for hour, one in zip(hours, found, strict=True)}
+    assert effects[3] > 3.0
+    assert max(effects[6], effects[9], effects[12]) < 0.5
+
+
+async def test_another_kind_of_reference_counts_anew(tmp_path: Path) -> None:
+    made = version()
+    windows = [hourly(hour, made, low=0.05 * hour) for hour in range(1, 7)]
+    found = await reports_of(tmp_path, seasonal(), windows)
+    assert [in_a_row(one) for one in found][2:] == [in_a_row(found[1]) + 1, 1, 2, 3]
+
+
+async def test_the_season_goes_on_after_a_restart(tmp_path: Path) -> None:
+    made = version()
+    windows = [hourly(hour, made, low=0.05 * hour) for hour in range(1, 8)]
+    at_once = await reports_of(tmp_path / "at_once", seasonal(), windows)
+    first = await reports_of(tmp_path / "twice", seasonal(), windows[:5])
+    second = await reports_of(tmp_path / "twice", seasonal(), windows[5:])
+    assert [*first, *second] == at_once
+
+
+async def test_sliding_windows_have_as_many_a_season_before(tmp_path: Path) -> None:
+    made = version()
+    windows = [hourly(hour, made, rows=100 + hour) for hour in range(1, 7)]
+    found = await reports_of(tmp_path, seasonal(sliding=2), windows)
+    assert [(one.reference, one.reference_rows, one.rows) for one in found][3:] == [
+        # Hour 3 has none before it.
+        ("window 1, 3h earlier", 101, 207),
+        ("windows 1-2, 3h earlier", 203, 209),
+        ("windows 2-3, 3h earlier", 205, 211),
+    ]
+
+
+async def test_too_few_rows_are_no_season(tmp_path: Path) -> None:
+    made = version()
+    windows = [hourly(hour, made, rows=50 if hour == 1 else 100) for hour in range(1, 6)]
+    found = await reports_of(tmp_path, seasonal(window_rows=60), windows)
+    assert [one.reference for one in found] == ["training", "training", "training", "window 2, 3h earlier"]
+
+
+async def test_a_season_of_other_columns_is_none(tmp_path: Path) -> None:
+    other = SketchSpec((), (0.5,))
+
+    def of_other(number: int) -> ClosedWindow:
+        sketch = Sketch(other)
+        sketch.add_predictions(np.full(100, 0.25, np.float32))
+        sketch.counts[0] = 100
+        manifest = SimpleNamespace(files={"reference.arrow": "b"})
+        made: Any = SimpleNamespace(number=2, manifest=manifest, reference=sketch.copy(), scores=None)
+        return ClosedWindow(sketch, made, number * HOUR, (number + 1) * HOUR)
+
+    made = version()
+    windows = [*(hourly(hour, made) for hour in range(1, 4)), *(of_other(hour) for hour in range(4, 9))]
+    found = await reports_of(tmp_path, seasonal(), windows)
+    assert [one.reference for one in found] == [*["training"] * 6, "window 4, 3h earlier", "window 5, 3h earlier"]
+
+
+async def test_a_pin_goes_before_the_season(tmp_path: Path) -> None:
+    made, found = version(), []
+    take: Callable[[pb.DriftReport], None] = found.append
+    watch = DriftWatch("m", tmp_path / "drift.jsonl", seasonal(), EventBus(), take)
+    for hour in range(1, 5):
+        watch.put(hourly(hour, made))
+    await watch.pin(lambda kept: pin_of_windows(kept, 1, 2), made)
+    watch.put(hourly(5, made))
+    await watch.pin(None, made)
+    watch.put(hourly(6, made))
+    await asyncio.wait_for(watch.settled(), 30)
+    watch.close()
+    assert [one.reference for one in found][3:] == ["window 1, 3h earlier", "windows 1-2", "window 3, 3h earlier"]
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"reference": "7d"}, "expected a multiple of window .not given."),
+        ({"reference": "90m", "window": "1h"}, "expected a multiple of window .1h."),
+        ({"reference": "0", "window": "1h"}, "expected a multiple of window"),
+        ({"reference": "last week", "window": "1h"}, "expected 'training', or a duration"),
+        ({"reference": "28d", "window": "1h"}, "keep_windows: expected at least 673"),
+        ({"reference": "7d", "window": "1h", "sliding": 40}, "keep_windows: expected at least 208"),
+    ],
+)
+def test_seasons_that_mean_nothing_are_refused(given: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        DriftSettings(**given)

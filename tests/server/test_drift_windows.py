@@ -107,3 +107,19 @@ def test_requests_of_two_windows_in_one_batch_are_cut_exactly(tmp_path: Path) ->
         found = spans(reports(running))
         assert sum(rows for _, _, rows in found) == 180
         assert found[-1][:2] == (1, 2)
+
+
+def test_a_season_is_compared_with_the_one_before(tmp_path: Path) -> None:
+    project = project_of(tmp_path, 'reference = "2h"')
+    with serving(project) as running:
+        for hour in range(3):
+            send(running, 50 + hour, hour + 0.5, seed=hour)
+        advance(running, 3.0)
+        assert [one.reference for one in reports(running)] == ["training", "training", "window 1, 2h earlier"]
+        running.stop()
+    with serving(project) as running:
+        send(running, 50, 3.5)
+        advance(running, 4.0)
+        newest = reports(running)[-1]
+        assert (newest.reference, newest.reference_rows) == ("window 2, 2h earlier", 51)
+        assert [one.reference for one in reports(running)][:3] == ["training", "training", "window 1, 2h earlier"]
