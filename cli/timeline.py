@@ -77,6 +77,7 @@ def gathered(project: Project, model: str) -> list[Evidence]:
     from trimtab.kernels.drift import DriftWindow
     from trimtab.kernels.errors import KernelError
     from trimtab.store.files import read_lines
+    from trimtab.store.settings import TRAINING
     from trimtab.store.timeline import Evidence, read_evidence
 
     paths = project.model_state(model)
@@ -89,6 +90,7 @@ def gathered(project: Project, model: str) -> list[Evidence]:
         alarms = sorted((one for one in window.features if one.alarm), key=lambda one: -one.effect)
         names = ", ".join(one.feature for one in alarms[:_FEATURES]) + (" …" if len(alarms) > _FEATURES else "")
         said = f"{len(alarms)} features alarm: {names}" if alarms else "no alarm"
+        said += f", against {window.reference}" if window.reference not in ("", TRAINING) else ""
         largest = max((one.effect for one in window.features), default=0.0)
         numbers = {"rows": float(window.rows), "alarms": float(len(alarms)), "largest_effect": largest}
         found.append(

@@ -118,7 +118,7 @@ class Keeper:
         self._lockstep = lockstep
         self._on_open = on_open
         self._saved = time.monotonic()
-        self._apart = False
+        self._apart = self._inside = False
         if self._grid is not None and opened is not None:
             self._grid.begin(opened.start_us)
             spec_hash = opened.sketch.spec.hash
@@ -149,9 +149,7 @@ class Keeper:
         self.sketched_rows += rows
         if self._grid is not None:
             assert times is not None
-            first, last = self._place(np.array([times.min(), times.max()])).tolist()
-            self._apart = first != last
-            return None if self._apart else self._at(first, version).sketch
+            return self._sketch_in_time(times, version)
         spec = version.program.sketch
         if self._window is None or self._window.spec_hash != spec.hash:
             # Another spec: what was counted by the old one can be compared with nothing any more.
@@ -183,7 +181,7 @@ class Keeper:
         if self._capture is not None:
             self._capture.offer_requests(slab, ids, counts, times, version.number, predictions)
         if self._grid is not None and (sketch is not None or self._apart):
-            self._extend_in_time(self._grid, slab, counts, times, version, predictions)
+            self._extend_in_time(slab, counts, times, version, predictions)
         elif sketch is not None:
             self._extend(times, version)
         self._until_recent -= 1
@@ -221,6 +219,18 @@ class Keeper:
         if self._grid is not None and window is not None and window.sketch.rows and self._on_open is not None:
             self._on_open(OpenWindow(window.sketch, window.start_us, window.end_us))
 
+    def _sketch_in_time(self, times: NDArray[np.int64], version: LoadedVersion) -> Sketch | None:
+        window = self._window
+        first, last = int(times.min()), int(times.max())
+        if window is not None and window.version is version and window.start_us <= first and last < window.end_us:
+            # Nearly always; also where they are ahead of the clock, which is not before the window's start.
+            self._inside = True
+            return window.sketch
+        self._inside = False
+        start, end = self._place(np.array([first, last])).tolist()
+        self._apart = start != end
+        return None if self._apart else self._at(start, version).sketch
+
     def _place(self, times: NDArray[np.int64]) -> NDArray[np.int64]:
         assert self._grid is not None
         return self._grid.place(times, None if self._lockstep else now_us())
@@ -251,27 +261,37 @@ class Keeper:
 
     def _extend_in_time(
         self,
-        grid: WindowGrid,
         slab: Slab,
         counts: NDArray[np.int32],
         times: NDArray[np.int64],
         version: LoadedVersion,
         predictions: NDArray[np.float32],
     ) -> None:
-        starts = self._place(times)
-        self.late_rows += int(counts[times < starts].sum())
-        if self._apart:
-            ends = np.cumsum(counts)
-            for start in np.unique(starts).tolist():
-                sketch = self._at(start, version).sketch
-                for first, stop in _runs(starts == start):
-                    begin, end = int(ends[first] - counts[first]), int(ends[stop - 1])
-                    version.count(slab, predictions[begin:end], sketch, begin, end)
+        if not self._inside:
+            starts = self._place(times)
+            self.late_rows += int(counts[times < starts].sum())
+            if self._apart:
+                self._count_apart(slab, counts, starts, version, predictions)
         window = self._window
         now = time.monotonic()
         if self._on_open is not None and window is not None and now >= self._saved + _SAVE_SECONDS:
             self._saved = now
             self._on_open(OpenWindow(window.sketch.copy(), window.start_us, window.end_us))
+
+    def _count_apart(
+        self,
+        slab: Slab,
+        counts: NDArray[np.int32],
+        starts: NDArray[np.int64],
+        version: LoadedVersion,
+        predictions: NDArray[np.float32],
+    ) -> None:
+        ends = np.cumsum(counts)
+        for start in np.unique(starts).tolist():
+            sketch = self._at(start, version).sketch
+            for first, stop in _runs(starts == start):
+                begin, end = int(ends[first] - counts[first]), int(ends[stop - 1])
+                version.count(slab, predictions[begin:end], sketch, begin, end)
 
 
 def _runs(chosen: NDArray[np.bool_]) -> list[tuple[int, int]]:
