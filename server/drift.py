@@ -22,6 +22,7 @@ live version makes useless stays, for a version that it fits; an event says so w
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import queue
 import threading
@@ -229,9 +230,9 @@ class DriftWatch:
         season = self._settings.season
         if not season:
             return None
-        total, numbers = Sketch(spec), []
-        for pane in self._panes:
-            for kept in self._folder.between(pane.start_us - season, pane.end_us - season):
+        total, numbers, oldest = Sketch(spec), [], 0
+        for pane, back in itertools.product(self._panes, range(1, self._settings.seasons + 1)):
+            for kept in self._folder.between(pane.start_us - back * season, pane.end_us - back * season):
                 try:
                     sketch = self._folder.load(kept.number)[1]
                 except StoreError as error:
@@ -240,10 +241,12 @@ class DriftWatch:
                 if sketch.spec.hash == spec.hash:
                     total.merge(sketch)
                     numbers.append(kept.number)
+                    oldest = max(oldest, back)
         if total.rows < self._settings.least_rows:
             return None
-        several = f"windows {min(numbers)}-{max(numbers)}" if len(numbers) > 1 else f"window {numbers[0]}"
-        return total, f"{several}, {format_duration(season)}{_EARLIER}"
+        what = f"window {numbers[0]}" if len(numbers) == 1 else f"{len(numbers)} windows"
+        since = f"{format_duration(season)}{f' to {format_duration(oldest * season)}' if oldest > 1 else ''}"
+        return total, f"{what}, {since}{_EARLIER}"
 
     def _monitor_for(self, version: LoadedVersion) -> DriftMonitor:
         own = version.manifest.files.get(_REFERENCE, "")

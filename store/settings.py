@@ -374,6 +374,9 @@ class DriftSettings(Settings):
     """What a window is compared with: "training", the training data, or how much data time before it the kept windows
     lie that it is compared with, such as "7d" (needs `window`, and is a multiple of it); the training data while there
     are none. What is pinned by `trimtab drift --pin` goes before either."""
+    seasons: Annotated[int, Field(ge=1, le=100)] = 1
+    """How many such stretches before a window are summed for it to be compared with: more rows tell smaller changes
+    from chance."""
     sliding: Annotated[int, Field(ge=1, le=1000)] = 1
     """Windows that are compared together: each time that one closes, it and those before it, merged. 1: each alone."""
     max_rows_per_second: Annotated[int, Field(ge=0)] = 250_000
@@ -412,7 +415,7 @@ class DriftSettings(Settings):
         if not self.window or not season or season % self.window:
             window = format_duration(self.window) if self.window else "not given"
             raise ValueError(f"reference: expected a multiple of window ({window}), got {self.reference!r}")
-        least = season // self.window + self.sliding
+        least = self.seasons * season // self.window + self.sliding
         if self.keep_windows < least:
             raise ValueError(f"keep_windows: expected at least {least} for that reference, got {self.keep_windows}")
         return self

@@ -241,8 +241,24 @@ async def test_sliding_windows_have_as_many_a_season_before(tmp_path: Path) -> N
     assert [(one.reference, one.reference_rows, one.rows) for one in found][3:] == [
         # Hour 3 has none before it.
         ("window 1, 3h earlier", 101, 207),
-        ("windows 1-2, 3h earlier", 203, 209),
-        ("windows 2-3, 3h earlier", 205, 211),
+        ("2 windows, 3h earlier", 203, 209),
+        ("2 windows, 3h earlier", 205, 211),
+    ]
+
+
+async def test_several_seasons_are_summed(tmp_path: Path) -> None:
+    made = version()
+    windows = [hourly(hour, made, rows=100 + hour) for hour in (1, 4, 5, 7, 10, 11, 13)]
+    found = await reports_of(tmp_path, seasonal(seasons=3), windows)
+    assert [(one.reference, one.reference_rows) for one in found] == [
+        ("training", 4000),
+        ("window 1, 3h earlier", 101),
+        ("training", 4000),
+        ("2 windows, 3h to 6h earlier", 205),
+        ("3 windows, 3h to 9h earlier", 312),
+        # Hour 8 has none; hours 5 and 2.
+        ("window 3, 3h to 6h earlier", 105),
+        ("3 windows, 3h to 9h earlier", 321),
     ]
 
 
@@ -294,6 +310,7 @@ async def test_a_pin_goes_before_the_season(tmp_path: Path) -> None:
         ({"reference": "last week", "window": "1h"}, "expected 'training', or a duration"),
         ({"reference": "28d", "window": "1h"}, "keep_windows: expected at least 673"),
         ({"reference": "7d", "window": "1h", "sliding": 40}, "keep_windows: expected at least 208"),
+        ({"reference": "7d", "window": "1h", "seasons": 4}, "keep_windows: expected at least 673"),
     ],
 )
 def test_seasons_that_mean_nothing_are_refused(given: dict[str, Any], said: str) -> None:
