@@ -173,11 +173,8 @@ TRIMTAB_INLINE std::size_t scan(const std::uint8_t* codes, std::size_t size, std
 
 #include "columns_bins.h"
 
-// 8 x 8, of which `columns` and `rows` are there.
-template <bool kStreams>
-TRIMTAB_INLINE void turn_half(const float* tile, std::size_t stride, std::size_t columns, std::size_t rows, float* out,
-                              std::size_t step) {
-    __m256 a[8];
+// 8 x 8, of which `columns` are there; by rows.
+TRIMTAB_INLINE void turn_eight(const float* tile, std::size_t stride, std::size_t columns, __m256* a) {
     __m256 b[8];
     for (std::size_t c = 0; c < 8; ++c) a[c] = c < columns ? _mm256_loadu_ps(tile + c * stride) : _mm256_setzero_ps();
     for (std::size_t c = 0; c < 8; c += 4) {
@@ -194,14 +191,13 @@ TRIMTAB_INLINE void turn_half(const float* tile, std::size_t stride, std::size_t
         a[r] = _mm256_permute2f128_ps(b[r], b[4 + r], 0x20);
         a[4 + r] = _mm256_permute2f128_ps(b[r], b[4 + r], 0x31);
     }
+}
+TRIMTAB_INLINE void turn_some(const float* tile, std::size_t stride, std::size_t columns, std::size_t rows, float* out,
+                              std::size_t step) {
+    __m256 a[8];
+    turn_eight(tile, stride, columns, a);
     if (columns >= 8 && rows >= 8) {
-        for (std::size_t r = 0; r < 8; ++r) {
-            if constexpr (kStreams) {
-                _mm256_stream_ps(out + r * step, a[r]);
-            } else {
-                _mm256_storeu_ps(out + r * step, a[r]);
-            }
-        }
+        for (std::size_t r = 0; r < 8; ++r) _mm256_storeu_ps(out + r * step, a[r]);
         return;
     }
     const __m256i place = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
@@ -210,12 +206,26 @@ TRIMTAB_INLINE void turn_half(const float* tile, std::size_t stride, std::size_t
         if (r < rows) _mm256_maskstore_ps(out + r * step, there, a[r]);
     }
 }
-// 16 x 16, of which `columns` and `rows` are there. Streams: past the caches; `out` is then that of whole cache lines.
+// 16 x 16, of which `columns` and `rows` are there. Streams: past the caches; `out` is then that of whole cache lines,
+// and both halves of one are written together, for a line that is half written goes to memory as it is.
 template <bool kStreams>
 TRIMTAB_INLINE void turn(const float* tile, std::size_t stride, std::size_t columns, std::size_t rows, float* out,
                          std::size_t step) {
     for (std::size_t r = 0; r < rows; r += 8) {
-        turn_half<kStreams>(tile + r, stride, columns, rows - r, out + r * step, step);
-        if (columns > 8) turn_half<kStreams>(tile + 8 * stride + r, stride, columns - 8, rows - r, out + r * step + 8, step);
+        if constexpr (kStreams) {
+            if (rows - r >= 8) {
+                __m256 left[8];
+                __m256 right[8];
+                turn_eight(tile + r, stride, 8, left);
+                turn_eight(tile + 8 * stride + r, stride, 8, right);
+                for (std::size_t i = 0; i < 8; ++i) {
+                    _mm256_stream_ps(out + (r + i) * step, left[i]);
+                    _mm256_stream_ps(out + (r + i) * step + 8, right[i]);
+                }
+                continue;
+            }
+        }
+        turn_some(tile + r, stride, columns, rows - r, out + r * step, step);
+        if (columns > 8) turn_some(tile + 8 * stride + r, stride, columns - 8, rows - r, out + r * step + 8, step);
     }
 }
