@@ -19,9 +19,8 @@ import psutil
 import pyarrow as pa
 import torch
 from _load import Target, cores
-from trimtab.kernels.cpu import CpuExecutor
+from trimtab.kernels.cpu import CpuExecutor, sketch_table
 from trimtab.kernels.fit import fit_program
-from trimtab.kernels.sketch import Sketch
 from trimtab.kernels.slabs import slab_from_arrow
 from trimtab.models.architectures import build
 from trimtab.models.code import allow_project
@@ -209,8 +208,8 @@ def _publish(project: Project, versions: int, config: dict[str, Any]) -> None:
         module = build({**config, "seed": number}, program, task).eval()
         with torch.no_grad():
             list(module.parameters())[-1].fill_(float(number))
-        reference = Sketch(program.sketch)
-        features, ids = CpuExecutor(program).run(slab, reference)
+        reference = sketch_table(program, slab)
+        features, ids = CpuExecutor(program).run(slab)
         with torch.inference_mode():
             outputs = module(torch.from_numpy(features[:64]), torch.from_numpy(ids[:64]))
             reference.add_predictions(task.summary(task.predict(outputs).numpy()))

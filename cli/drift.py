@@ -128,6 +128,7 @@ def _of_model(directory: Path, model: str, windows: int, everything: bool, as_js
 
     from trimtab.cli.drift_pin import as_json as pin_as_json
     from trimtab.cli.drift_pin import pinned, told
+    from trimtab.cli.drift_values import tell_joint
     from trimtab.cli.output import Output, when
     from trimtab.store.project import Project
 
@@ -157,6 +158,8 @@ def _of_model(directory: Path, model: str, windows: int, everything: bool, as_js
             ),
             right=("PSI", "JS", "KS", "W1", "χ² p", "adjusted p", "missing", "was", "unseen", "windows"),
         )
+        if window.joint is not None:
+            output.say(tell_joint(window.joint))
         if window.estimate is not None:
             output.say(_estimated(window.estimate))
     output.result(
@@ -231,7 +234,7 @@ def _reports(project: Project, model: str, windows: int) -> tuple[list[Drift], b
 def _from_disk(project: Project, model: str, windows: int) -> list[Drift]:
     from dataclasses import asdict
 
-    from trimtab.client import Drift, DriftFeature, DriftMeasure, LossEstimate
+    from trimtab.client import Drift, DriftFeature, DriftMeasure, JointDrift, LossEstimate
     from trimtab.kernels.drift import DriftWindow
     from trimtab.store.files import read_lines
 
@@ -270,6 +273,7 @@ def _from_disk(project: Project, model: str, windows: int) -> list[Drift]:
                 features,
                 LossEstimate(**asdict(window.estimate)) if window.estimate is not None else None,
                 window.reference or "training",
+                JointDrift(**asdict(window.joint)) if window.joint is not None else None,
             )
         )
     return found

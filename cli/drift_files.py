@@ -32,6 +32,7 @@ from trimtab.kernels.divergences import benjamini_hochberg
 from trimtab.kernels.drift import FeatureStatistics, Statistic, compare
 from trimtab.kernels.evidently import Verdict
 from trimtab.kernels.fit_sketch import fit_sketch
+from trimtab.kernels.joint import MIN_EFFECT, JointDrift, compare_jointly, even_sample
 from trimtab.kernels.program import ColumnProgram
 from trimtab.kernels.sketch import FieldSummary, Sketch
 from trimtab.kernels.sketch_spec import CategoryField
@@ -112,6 +113,10 @@ class Comparison:
     features: tuple[FileDrift, ...]
     windows: tuple[Window, ...]
     left: tuple[Left, ...]
+    joint: JointDrift | None = None
+    """Of the columns together, by a sample of rows; `alarm`: whether they have drifted. None: too few rows."""
+    joint_over_time: tuple[JointDrift | None, ...] = ()
+    """By window."""
 
 
 def compare_rows(
@@ -169,26 +174,36 @@ def compare_rows(
         )
     features.sort(key=lambda feature: (-feature.effect, feature.adjusted_p_value))
     spans = tuple(Window(start, start + window_us, windows[start].rows) for start in timed)
-    return Comparison(before.rows, now.rows, untimed, tuple(features), spans, tuple(left))
+    joint, *by_time = (_jointly(before, one, alpha) for one in (now, *(windows[start] for start in timed)))
+    return Comparison(before.rows, now.rows, untimed, tuple(features), spans, tuple(left), joint, tuple(by_time))
+
+
+def _jointly(before: Sketch, now: Sketch, alpha: float) -> JointDrift | None:
+    found = compare_jointly(before, now)
+    return found and replace(found, alarm=found.p_value <= alpha and found.effect >= MIN_EFFECT)
 
 
 def sketch_rows(
     program: ColumnProgram, rows: Rows, window_us: int, values: ColumnValues | None = None
 ) -> tuple[dict[int, Sketch], int]:
     """A sketch for each window's start, those without a window (no length given, no time) under NO_TIME; and how many
-    rows have no time. All rows go to `values`, too."""
+    rows have no time. All rows go to `values`, too, and a sample of them to the sketches' joint parts."""
     executor = CpuExecutor(program)
     threads = cores()
     names = [field.name for field in program.fields]
     sketches: dict[int, Sketch] = {} if window_us else {NO_TIME: Sketch(program.sketch)}
-    untimed = 0
+    untimed = seen = 0
     for batch, times in rows.timed(names, times=bool(window_us)):
         starts = _starts(times, window_us) if window_us and times is not None else None
         arrays = arrays_from_arrow(batch, program.schema)
         if values is not None:
             values.add(arrays)
+        taken = even_sample(seen, batch.num_rows, rows.table.rows, len(names))
+        seen += batch.num_rows
         if starts is None:
-            executor.run(ColumnTable(program.schema, arrays), sketches[NO_TIME], threads=threads)
+            borrowed = ColumnTable(program.schema, arrays)
+            executor.run(borrowed, sketches[NO_TIME], threads=threads)
+            executor.sum_jointly(borrowed, taken, sketches[NO_TIME])
             continue
         if (starts[1:] < starts[:-1]).any():
             order = np.argsort(starts, kind="stable")
@@ -201,6 +216,8 @@ def sketch_rows(
             if start not in sketches:
                 sketches[start] = Sketch(program.sketch)
             executor.run(borrowed, sketches[start], first, stop, threads=threads)
+            inside = taken[np.searchsorted(taken, first) : np.searchsorted(taken, stop)]
+            executor.sum_jointly(borrowed, inside, sketches[start])
             untimed += stop - first if start == NO_TIME else 0
     return sketches, untimed
 

@@ -13,7 +13,7 @@ from html import escape
 from pathlib import Path
 
 from trimtab.cli.drift_files import Comparison, FileDrift
-from trimtab.cli.drift_values import tell_new
+from trimtab.cli.drift_values import tell_joint, tell_new
 from trimtab.cli.output import number, p_value, when
 from trimtab.cli.svg import heat_chart, line_chart, pair_chart, sparkline
 
@@ -34,6 +34,7 @@ def drift_report(comparison: Comparison, title: str, statement: Sequence[str]) -
         f'<h1>{escape(title)}</h1><p class="soft">Made by <code>trimtab drift</code></p>{_facts(comparison)}',
         f'<h2>What was compared</h2><div class="card">{said}</div>',
         _left(comparison),
+        _together(comparison),
         _features(comparison),
     ]
     return (
@@ -66,6 +67,19 @@ def _left(comparison: Comparison) -> str:
         for one in comparison.left
     )
     return f'<h2>Not compared</h2><div class="card note"><table>{rows}</table></div>\n'
+
+
+def _together(comparison: Comparison) -> str:
+    joint = comparison.joint
+    if joint is None:
+        return ""
+    said = tell_joint(joint)
+    times = [when(window.start_us)[:16] for window in comparison.windows]
+    effects = [one.effect if one is not None else math.nan for one in comparison.joint_over_time]
+    chart = ""
+    if any(one is not None for one in comparison.joint_over_time):
+        chart = f"<h3>Effect over time</h3>{line_chart(effects, times, zero=True)}"
+    return f'<h2>Columns together</h2><div class="card"><p>{escape(said)}</p>{chart}</div>\n'
 
 
 def _features(comparison: Comparison) -> str:

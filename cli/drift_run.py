@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from trimtab.cli.drift_columns import pair_columns
 from trimtab.cli.drift_files import Comparison, FileDrift, compare_rows, with_verdicts
 from trimtab.cli.drift_rows import Clock, Rows
-from trimtab.cli.drift_values import tell_new
+from trimtab.cli.drift_values import tell_joint, tell_new
 from trimtab.cli.errors import DataError, UsageError
 from trimtab.cli.output import Output, number, p_value, when
 from trimtab.cli.tables import Table, open_table
@@ -24,6 +24,7 @@ from trimtab.store.durations import format_duration, parse_duration
 
 if TYPE_CHECKING:
     from trimtab.cli.output import Task
+    from trimtab.kernels.joint import JointDrift
 
 __all__ = ["FileOptions", "drift_of_files"]
 
@@ -184,6 +185,12 @@ def _statement(options: FileOptions, found: Comparison, cut: int | None, window_
         "values count as a bin of their own. Unseen: beyond the reference's range, or a value "
         "that it does not have."
     )
+    if found.joint is not None:
+        lines.append(
+            "Columns together: whether they depend on one another as in the reference, which no column shows by "
+            "itself; the maximum mean discrepancy (MMD) of random Fourier features of a sample of rows, and a test of "
+            "its own."
+        )
     if found.windows:
         untimed = f" {found.untimed_rows:,} rows without a time are in none." if found.untimed_rows else ""
         lines.append(
@@ -210,6 +217,8 @@ def _show(options: FileOptions, found: Comparison, statement: Sequence[str], out
         title=f"{rest} more columns: --all" if rest else None,
         right=tuple(head for head in (*heads[1:-1], *windows) if head != "test"),
     )
+    if found.joint is not None:
+        output.say(f"  {tell_joint(found.joint)}")
     for feature in shown:
         if feature.new_values and feature.unseen_rate >= _TOLD:
             told = tell_new(feature.new_values[:3], found.rows)
@@ -251,6 +260,8 @@ def _json(options: FileOptions, found: Comparison, cut: int | None) -> dict[str,
         "drifted": drifted,
         "features": [_feature_json(feature) for feature in found.features],
         "windows": [asdict(window) for window in found.windows],
+        "joint": _joint_json(found.joint),
+        "joint_over_time": [_joint_json(one) for one in found.joint_over_time],
         "untimed_rows": found.untimed_rows,
         "not_compared": [asdict(one) for one in found.left],
     }
@@ -258,6 +269,13 @@ def _json(options: FileOptions, found: Comparison, cut: int | None) -> dict[str,
         share = drifted / len(judged) if judged else 0.0
         said["dataset"] = {"share": share, "threshold": DRIFT_SHARE, "drifted": share >= DRIFT_SHARE}
     return said
+
+
+def _joint_json(found: JointDrift | None) -> dict[str, Any] | None:
+    if found is None:
+        return None
+    said = asdict(found)
+    return {key: said[key] for key in ("mmd", "effect", "p_value", "rows", "reference_rows")} | {"drifted": found.alarm}
 
 
 def _feature_json(feature: FileDrift) -> dict[str, Any]:

@@ -1,4 +1,5 @@
-"""What `trimtab drift` learns of values beside the sketches: quantiles of numbers, frequent values of categories.
+"""What `trimtab drift` learns of values beside the sketches: quantiles of numbers, frequent values of categories; and
+how these and the columns together are told to a person.
 
 A sketch counts what its reference knew: bins between the reference's edges, the reference's values. These tell what the
 rows hold, whatever it is: where numbers lie on each side, and which values are new. In bounded memory, per side, over
@@ -9,8 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
+from trimtab.cli.output import number, p_value
 from trimtab.kernels.cores import cores, on_all_cores
 from trimtab.kernels.frequent import FrequentValues
 from trimtab.kernels.program import ColumnProgram
@@ -18,7 +21,11 @@ from trimtab.kernels.quantiles import QuantileSketch, add_to_quantiles
 from trimtab.kernels.sketch_spec import CategoryField
 from trimtab.kernels.slabs import MISSING_INTEGER, Integers, Reals, Texts
 
-__all__ = ["NEW_VALUES", "SHARES", "ColumnValues", "NewValue", "tell_new"]
+if TYPE_CHECKING:
+    from trimtab.client import types as client
+    from trimtab.kernels import joint as kernels
+
+__all__ = ["NEW_VALUES", "SHARES", "ColumnValues", "NewValue", "tell_joint", "tell_new"]
 
 SHARES = (0.01, 0.5, 0.99)
 """The quantiles that are told."""
@@ -79,6 +86,17 @@ class ColumnValues:
 def tell_new(values: Sequence[NewValue], rows: int) -> str:
     """New values for a person, with their shares of all rows."""
     return ", ".join(f"{str(one.value)[:40]!r} {one.rows / rows:.2%}" for one in values)
+
+
+def tell_joint(found: kernels.JointDrift | client.JointDrift) -> str:
+    """How the columns go together, for a person."""
+    alarm = ""
+    if found.alarm:
+        alarm = f"; alarm, {found.persistence} windows in a row" if found.persistence else "; drifted"
+    return (
+        f"columns together, by {found.rows:,} rows against {found.reference_rows:,}: MMD {number(found.mmd, 3)}, "
+        f"effect {number(found.effect, 3)}, p {p_value(found.p_value)}{alarm}"
+    )
 
 
 def _numbers(values: Reals | Integers) -> Reals:

@@ -18,6 +18,7 @@ from trimtab.client.types import (
     DriftMeasure,
     Event,
     FeedbackResult,
+    JointDrift,
     Label,
     LossEstimate,
     Result,
@@ -283,6 +284,19 @@ def _drift(report: trimtab.DriftReport) -> Drift:
         features,
         _estimate(report.estimate) if report.HasField("estimate") else None,
         report.reference or "training",
+        _joint(report.joint) if report.HasField("joint") else None,
+    )
+
+
+def _joint(found: trimtab.JointDrift) -> JointDrift:
+    return JointDrift(
+        found.mmd,
+        found.effect,
+        found.p_value,
+        found.rows,
+        found.reference_rows,
+        found.persistence,
+        found.alarm,
     )
 
 

@@ -21,6 +21,7 @@ __all__ = [
     "DriftMeasure",
     "Event",
     "FeedbackResult",
+    "JointDrift",
     "Label",
     "LossEstimate",
     "Rows",
@@ -156,6 +157,24 @@ class LossEstimate:
 
 
 @dataclass(frozen=True)
+class JointDrift:
+    """How the columns of a sample of the window's rows go together, against the reference's."""
+
+    mmd: float
+    """Maximum mean discrepancy without the share that chance has in it; at most √2."""
+    effect: float
+    """Its square over the spread of single rows, times the number of columns."""
+    p_value: float
+    """Not adjusted: one test beside those of the features."""
+    rows: int
+    """Sampled rows of the window."""
+    reference_rows: int
+    persistence: int
+    """Windows in a row in which it was significant and large enough."""
+    alarm: bool
+
+
+@dataclass(frozen=True)
 class Drift:
     """One closed window of served rows against its reference."""
 
@@ -172,6 +191,8 @@ class Drift:
     """None where the version cannot tell."""
     reference: str = "training"
     """What it was compared with: "training", "window 12, 7d earlier", or where the pinned sketch is from."""
+    joint: JointDrift | None = None
+    """None where too few rows were sampled, or the reference is of an older version."""
 
 
 @dataclass(frozen=True)

@@ -279,6 +279,16 @@ class CompiledProgram:
         ValueError on rows of another schema or arrays that are too short, IndexError on rows out of range.
         """
 
+    def sum_jointly(
+        self,
+        rows: Slab | ColumnTable,
+        taken: NDArray[np.int64],
+        phases: NDArray[np.uint16],
+        sums: NDArray[np.int64],
+    ) -> None:
+        """Adds the rows at the positions `taken` [k] to the sums of a joint sketch, in place; phases and sums as
+        trimtab.kernels.joint_spec has them. Raises as `run` does, and has added nothing then."""
+
 class HeavyHitters:
     """The most frequent values of a stream in at most `capacity` counters (ValueError beyond [1, 2^24]), of texts or of
     integers. A count is never too large, and too small by at most `error` <= 2 * total / capacity; up to `capacity`

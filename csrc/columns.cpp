@@ -161,6 +161,21 @@ py::tuple run_table(const CompiledProgram& program, const ColumnTable& table, py
                std::move(ids), threads);
 }
 
+using Phases = py::array_t<std::uint16_t, py::array::c_style>;
+
+void sum_rows(const CompiledProgram& program, const Schema& schema, const ColumnSource& source, const Ids& rows,
+              const Phases& phases, py::handle sums) {
+    if (!program.reads(schema)) throw std::invalid_argument("expected rows of the program's schema, came of another");
+    if (rows.ndim() != 1) throw std::invalid_argument("expected row numbers [k]");
+    const std::span<std::int64_t, kJointLength> to{fillable_values<std::int64_t>(sums, kJointLength, "joint sums"),
+                                                   kJointLength};
+    const std::span<const std::int64_t> taken{rows.data(), static_cast<std::size_t>(rows.size())};
+    const std::span<const std::uint16_t> turns{phases.data(), static_cast<std::size_t>(phases.size())};
+    std::optional<py::gil_scoped_release> release;
+    if (taken.size() * program.n_counts() > kReleaseValues) release.emplace();
+    program.sum_jointly(source, taken, turns, to);
+}
+
 // One value a row: the row's largest where it has several, NaN where one of them is.
 float of_row(const float* row, py::ssize_t width) {
     float most = row[0];
@@ -213,7 +228,15 @@ void bind_columns(py::module_& module) {
              py::arg("threads") = 1)
         .def("run", &run_table, py::arg("rows"), py::arg("counts"), py::arg("moments"), py::arg("start") = 0,
              py::arg("stop") = -1, py::arg("features") = py::none(), py::arg("ids") = py::none(),
-             py::arg("threads") = 1);
+             py::arg("threads") = 1)
+        .def("sum_jointly",
+             [](const CompiledProgram& program, const Slab& rows, const Ids& taken, const Phases& phases,
+                py::handle sums) { sum_rows(program, rows.schema(), rows, taken, phases, sums); },
+             py::arg("rows"), py::arg("taken").noconvert(), py::arg("phases").noconvert(), py::arg("sums"))
+        .def("sum_jointly",
+             [](const CompiledProgram& program, const ColumnTable& rows, const Ids& taken, const Phases& phases,
+                py::handle sums) { sum_rows(program, *rows.schema(), rows.source(), taken, phases, sums); },
+             py::arg("rows"), py::arg("taken").noconvert(), py::arg("phases").noconvert(), py::arg("sums"));
     module.def("sketch_values", &add_values, py::arg("values").noconvert(), py::arg("edges").noconvert(),
                py::arg("low"), py::arg("high"), py::arg("shift"), py::arg("counts").noconvert(),
                py::arg("moments").noconvert(), py::arg("level") = py::none(),

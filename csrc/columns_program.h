@@ -12,11 +12,13 @@
 #include <cstdint>
 #include <memory>
 #include <optional>
+#include <span>
 #include <string>
 #include <vector>
 
 #include "column_source.h"
 #include "columns_hot.h"
+#include "columns_joint.h"
 #include "columns_lookup.h"
 #include "columns_ops.h"
 #include "columns_sketch.h"
@@ -74,6 +76,12 @@ class CompiledProgram {
     // of threads changes no bit: sums are taken chunk by chunk of kChunk rows and added up in that order.
     void run(const ColumnSource& source, std::size_t start, std::size_t stop, const ColumnOutput& output,
              std::size_t threads = 1) const;
+
+    // Adds these rows of a source of this schema to the sums of a joint sketch (columns_joint.h), whose phases are those
+    // of each sketched field's buckets, then of missing and of unseen values. Throws std::invalid_argument and
+    // std::out_of_range, and has added nothing then.
+    void sum_jointly(const ColumnSource& source, std::span<const std::int64_t> rows,
+                     std::span<const std::uint16_t> phases, std::span<std::int64_t, kJointLength> sums) const;
 
   private:
     enum class Kind : std::uint8_t {
@@ -204,6 +212,8 @@ class CompiledProgram {
                     std::size_t done, const ColumnOutput& output, Scratch& scratch) const;
     void run_group(const Group& group, const ColumnSource& source, std::size_t row, std::size_t count, std::size_t done,
                    const ColumnOutput& output, Scratch& scratch) const;
+    static std::size_t buckets(const SketchField& field);
+    std::size_t bucket_of(const ColumnSource& source, std::size_t index, std::size_t row) const;
     void sketch_categories(std::size_t count, const ColumnOutput& output, Scratch& scratch) const;
 
     std::shared_ptr<const Schema> schema_;

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from trimtab._native import ColumnTable, CompiledProgram, Slab
 from trimtab.kernels import operations as ops
 from trimtab.kernels.errors import ExecutorError, ProgramError
+from trimtab.kernels.joint import even_sample
 from trimtab.kernels.operations import Operation
 from trimtab.kernels.program import ColumnProgram
 from trimtab.kernels.sketch import Sketch
@@ -69,6 +70,27 @@ class CpuExecutor:
             return self._compiled.run(rows, counts, moments, start, stop, features, ids, threads)
         except (ValueError, IndexError, TypeError) as error:
             raise ExecutorError(str(error)) from None
+
+    def sum_jointly(self, rows: Slab | ColumnTable, taken: NDArray[np.int64], sketch: Sketch) -> None:
+        """Adds the rows at the positions `taken`, int64 [k], to the joint part of `sketch`, whose spec has one. Raises
+        ExecutorError as `run` does; nothing has been added then."""
+        spec = sketch.spec
+        if spec.joint is None or (spec is not self.program.sketch and spec != self.program.sketch):
+            raise ExecutorError("the sketch's spec is not the program's, or has no joint part")
+        try:
+            self._compiled.sum_jointly(rows, taken, spec.phases, sketch.joint)
+        except (ValueError, IndexError, TypeError) as error:
+            raise ExecutorError(str(error)) from None
+
+
+def sketch_table(program: ColumnProgram, slab: Slab) -> Sketch:
+    """The sketch of a whole table, such as a version's training data: all rows, an even sample of them in its joint
+    part, and no predictions yet."""
+    executor, sketch = CpuExecutor(program), Sketch(program.sketch)
+    executor.run(slab, sketch)
+    if len(sketch.joint):
+        executor.sum_jointly(slab, even_sample(0, slab.rows, slab.rows, len(program.fields)), sketch)
+    return sketch
 
 
 def _native_op(op: Operation) -> NativeOp:

@@ -35,6 +35,10 @@ class Executor(Protocol):
         """See `CpuExecutor.run`."""
         ...
 
+    def sum_jointly(self, rows: Slab | ColumnTable, taken: NDArray[np.int64], sketch: Sketch) -> None:
+        """See `CpuExecutor.sum_jointly`."""
+        ...
+
 
 def executor_for(program: ColumnProgram, device: str = "cpu") -> Executor:
     """The executor for `cpu`, `cuda` or `cuda:N`. Raises ExecutorError on another device."""

@@ -15,25 +15,31 @@ values always drift. So a value stands alone only where both sides together have
 drift, the reference could not but have had it among its most frequent; all others, unseen ones too, are one bin. Given
 the rows of both sides together, which side has them is chance, and the test keeps its level (benchmarks/drift.py).
 Unseen values are compared with how many were to be expected (CategoryField.novel), one-sided.
+
+How columns go together is compared apart (joint.py), by one test that is not among those that are adjusted for one
+another: it drifts where its p-value is at most alpha and its effect at least joint_min_effect.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 from trimtab.kernels import canonical, divergences
 from trimtab.kernels.divergences import Counts
 from trimtab.kernels.errors import ProgramError, SketchError
 from trimtab.kernels.estimate import Estimate, ScoreTable
+from trimtab.kernels.joint import MIN_EFFECT, JointDrift, compare_jointly
 from trimtab.kernels.operations import number
 from trimtab.kernels.sketch import FieldSummary, Sketch
 from trimtab.kernels.sketch_spec import CategoryField, RealField
 
-__all__ = ["DriftMonitor", "DriftWindow", "FeatureDrift", "FeatureStatistics", "Statistic", "compare"]
+__all__ = ["JOINT", "DriftMonitor", "DriftWindow", "FeatureDrift", "FeatureStatistics", "Statistic", "compare"]
 
-FORMAT = 1
+FORMAT = 2
+JOINT = "columns together"
+"""What the joint comparison is called among features."""
 
 
 @dataclass(frozen=True)
@@ -97,11 +103,14 @@ class DriftWindow:
     """What the window's predictions are likely to cost; None where that cannot be told."""
     reference: str = ""
     """What the window was compared with; empty in records of before there was a choice: the training data."""
+    joint: JointDrift | None = None
+    """Of the columns together; None where too few rows were sampled, or by an older reference."""
 
     @property
     def alarms(self) -> tuple[str, ...]:
-        """Names of the features that alarm."""
-        return tuple(feature.feature for feature in self.features if feature.alarm)
+        """Names of the features that alarm, and `JOINT` where the columns together do."""
+        together = (JOINT,) if self.joint is not None and self.joint.alarm else ()
+        return (*(feature.feature for feature in self.features if feature.alarm), *together)
 
     def to_json(self) -> str:
         """Canonical JSON, one line."""
@@ -111,9 +120,9 @@ class DriftWindow:
     def from_json(cls, text: str) -> DriftWindow:
         """The window that `to_json` wrote. Raises ProgramError."""
         items = canonical.loads(text, "drift window")
-        later = {"estimate", "reference"} - items.keys()  # what windows did not always have
+        later = {"estimate", "reference", "joint"} - items.keys()  # what windows did not always have
         canonical.as_object(items, "drift window", frozenset(cls.__dataclass_fields__) - later)
-        estimate = items.get("estimate")
+        estimate, joint = items.get("estimate"), items.get("joint")
         features = tuple(_feature_from_json(value) for value in canonical.as_list(items["features"], "features"))
         whole = {key: _whole(items[key], key) for key in ("window", "start_us", "end_us", "rows", "reference_rows")}
         return cls(
@@ -121,6 +130,7 @@ class DriftWindow:
             features=features,
             estimate=None if estimate is None else Estimate.from_json(estimate),
             reference=canonical.as_text(items.get("reference", ""), "reference"),
+            joint=None if joint is None else JointDrift.from_json(joint),
         )
 
 
@@ -137,18 +147,21 @@ class DriftMonitor:
     """Watches windows against a reference. Pure: the same windows give the same reports; nothing is read or written.
 
     alpha: share of false drifts to live with. min_effect: least PSI that counts. persistence: windows in a row for an
-    alarm.
+    alarm. joint_min_effect: least effect of the columns together (JointDrift.effect) that counts.
     """
 
-    def __init__(self, reference: Sketch, alpha: float, min_effect: float, persistence: int) -> None:
+    def __init__(
+        self, reference: Sketch, alpha: float, min_effect: float, persistence: int, joint_min_effect: float = MIN_EFFECT
+    ) -> None:
         if persistence < 1:
             raise ProgramError(f"drift monitor: expected a persistence of at least 1, got {persistence}")
         self.reference = reference
         self.alpha = alpha
         self.min_effect = min_effect
         self.persistence = persistence
+        self.joint_min_effect = joint_min_effect
         self.windows = 0
-        self._in_a_row = [0] * (len(reference.spec.fields) + 1)
+        self._in_a_row = [0] * (len(reference.spec.fields) + 2)  # the fields, the prediction, the columns together
 
     def begin_anew(self) -> None:
         """No feature has drifted in the windows before the next one."""
@@ -188,7 +201,16 @@ class DriftMonitor:
             )
         self.windows += 1
         estimate = scores.estimate(window.prediction.buckets) if scores is not None else None
-        return DriftWindow(self.windows, start_us, end_us, window.rows, reference.rows, tuple(reports), estimate)
+        joint = self._jointly(reference, window)
+        return DriftWindow(
+            self.windows, start_us, end_us, window.rows, reference.rows, tuple(reports), estimate, joint=joint
+        )
+
+    def _jointly(self, reference: Sketch, window: Sketch) -> JointDrift | None:
+        found = compare_jointly(reference, window)
+        drifts = found is not None and found.p_value <= self.alpha and found.effect >= self.joint_min_effect
+        self._in_a_row[-1] = in_a_row = self._in_a_row[-1] + 1 if drifts else 0
+        return None if found is None else replace(found, persistence=in_a_row, alarm=in_a_row >= self.persistence)
 
     def to_json(self) -> str:
         """The state without the reference, which is stored with the version."""
@@ -199,6 +221,7 @@ class DriftMonitor:
                 "alpha": self.alpha,
                 "min_effect": self.min_effect,
                 "persistence": self.persistence,
+                "joint_min_effect": self.joint_min_effect,
                 "windows": self.windows,
                 "in_a_row": self._in_a_row,
             }
@@ -209,18 +232,20 @@ class DriftMonitor:
         """The monitor that `to_json` wrote, given the same reference. Raises ProgramError on other text or another
         reference."""
         items = canonical.loads(text, "drift monitor")
-        keys = {"format", "reference", "alpha", "min_effect", "persistence", "windows", "in_a_row"}
+        keys = {"format", "reference", "alpha", "min_effect", "persistence", "joint_min_effect", "windows", "in_a_row"}
         canonical.as_object(items, "drift monitor", frozenset(keys))
         if items["format"] != FORMAT:
             raise ProgramError(f"drift monitor: expected format {FORMAT}")
-        alpha, effect = (number(items[key], f"drift monitor: {key}") for key in ("alpha", "min_effect"))
-        monitor = cls(reference, alpha, effect, _whole(items["persistence"], "persistence"))
+        alpha, effect, joint = (
+            number(items[key], f"drift monitor: {key}") for key in ("alpha", "min_effect", "joint_min_effect")
+        )
+        monitor = cls(reference, alpha, effect, _whole(items["persistence"], "persistence"), joint)
         if items["reference"] != monitor._reference_hash():
             raise ProgramError("drift monitor: the state belongs to another reference")
         monitor.windows = _whole(items["windows"], "windows")
         in_a_row = [_whole(value, "in_a_row") for value in canonical.as_list(items["in_a_row"], "in_a_row")]
         if len(in_a_row) != len(monitor._in_a_row):
-            raise ProgramError("drift monitor: expected one count a feature and one for the prediction")
+            raise ProgramError("drift monitor: expected a count for each feature, the prediction and all together")
         monitor._in_a_row = in_a_row
         return monitor
 

@@ -23,7 +23,7 @@ from trimtab.kernels.operations import Operation
 from trimtab.kernels.program import Chain, ColumnProgram, Field
 from trimtab.kernels.reference import real_op
 from trimtab.kernels.schema import FeatureSpec, FieldType, Transform
-from trimtab.kernels.sketch_edges import number_field
+from trimtab.kernels.sketch_edges import joint_spec, number_field
 from trimtab.kernels.sketch_spec import DEFAULT_PREDICTION_EDGES, CategoryField, RealField, SketchField, SketchSpec
 from trimtab.kernels.slabs import MISSING_INTEGER, Values, column_values, compute
 from trimtab.kernels.summaries import Frequencies, Moments, Sample, row_priorities
@@ -93,7 +93,8 @@ def fit_program(
     key_fields = [_key(key, arrow) for key in keys if (key if isinstance(key, str) else key.name) not in names]
     if sketch is None:
         summaries = tuple(column.sketch_field() for column in columns)
-        sketch = SketchSpec(summaries, tuple(map(to_fp32, prediction_edges)))
+        joint = joint_spec(summaries, [column.sample for column in columns])
+        sketch = SketchSpec(summaries, tuple(map(to_fp32, prediction_edges)), joint)
     positions = {name: i for i, name in enumerate(names)}
     chains = tuple(Chain(positions[fit.column.spec.name], tuple(fit.done)) for fit in fits)
     return ColumnProgram((*fields, *key_fields), chains, sketch, len(key_fields))

@@ -18,7 +18,7 @@ from trimtab.kernels.errors import FitError
 from trimtab.kernels.fit import SKETCH_COUNTED
 from trimtab.kernels.frequent import FrequentValues
 from trimtab.kernels.program import ColumnProgram, Field
-from trimtab.kernels.sketch_edges import number_field
+from trimtab.kernels.sketch_edges import joint_spec, number_field
 from trimtab.kernels.sketch_spec import CategoryField, RealField, SketchField, SketchSpec
 from trimtab.kernels.slabs import MISSING_INTEGER, Values, column_values
 from trimtab.kernels.summaries import SAMPLE_SIZE, Sample, add_to_samples, row_priorities
@@ -52,7 +52,9 @@ def fit_sketch(fields: Sequence[Field], batches: Iterable[pa.RecordBatch]) -> Co
         raise FitError("no rows to fit a sketch on")
     found: dict[int, SketchField] = {}
     on_all_cores(lambda i: found.update({i: columns[i].summary()}), len(columns))
-    return ColumnProgram(tuple(fields), (), SketchSpec(tuple(found[i] for i in range(len(columns)))))
+    summaries = tuple(found[i] for i in range(len(columns)))
+    joint = joint_spec(summaries, [column.sample for column in columns])
+    return ColumnProgram(tuple(fields), (), SketchSpec(summaries, joint=joint))
 
 
 def _see(columns: Sequence[_Column], values: Sequence[Values], numbers: dict[int, NDArray[np.float32]], i: int) -> None:

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtri
 from trimtab._native import Slab
 from trimtab.kernels import operations as ops
+from trimtab.kernels.joint_spec import FREQUENCIES, ONE, TURN, WIDTH
 from trimtab.kernels.operations import FIRST_ID, FP32_MAX, NULL, OOV, Operation
 from trimtab.kernels.program import Chain, ColumnProgram
 from trimtab.kernels.sketch import Sketch
@@ -46,6 +48,29 @@ def run_reference(
     result = Sketch(program.sketch) if sketch is None else sketch
     _run_sketch(program, slab, result)
     return features_out, ids_out, result
+
+
+def reference_joint(program: ColumnProgram, slab: Slab, taken: Sequence[int]) -> NDArray[np.int64]:
+    """What these rows of the slab add to the joint sums of the program's sketch, int64 [LENGTH]."""
+    phases, first = program.sketch.phases.astype(np.int64), 0
+    turned = np.zeros((len(taken), FREQUENCIES), np.int64)
+    for i, field in enumerate(program.sketch.fields):
+        kind = program.fields[i].type
+        buckets = np.zeros(slab.rows, np.int64)
+        if isinstance(field, RealField):
+            raw = _raw_reals(slab, i, kind)
+            buckets = np.searchsorted(np.asarray(field.edges, np.float32), raw, side="right")
+            buckets = np.where(np.isnan(raw), field.buckets, buckets)
+        else:
+            position = {value: min(j, field.counted) for j, value in enumerate(field.values)}
+            for row, value in enumerate(_raw_categories(slab, i, kind)):
+                buckets[row] = field.buckets if value is None else position.get(value, field.buckets + 1)
+        turned += phases[first + buckets[list(taken)]]
+        first += field.buckets + 2
+    angles = 2 * np.pi * (turned % TURN // 16) / (TURN // 16)
+    z = np.floor(np.concatenate([np.cos(angles), np.sin(angles)], axis=1) * ONE + 0.5).astype(np.int64)
+    products = z.T @ z
+    return np.concatenate([[len(z)], z.sum(axis=0), products[np.triu_indices(WIDTH)]])
 
 
 def real_op(op: Operation, x: Reals) -> Reals:

@@ -2,11 +2,12 @@
 
 Two flat arrays in the layout of `sketch_spec`, filled in place by native code in the same pass that computes the
 features. A sketch belongs to one thread at a time. Counts merge exactly in any order; sums merge in the order of the
-calls.
+calls. A third array, of a spec with a joint part, holds exact sums over a sample of the rows.
 """
 
 from __future__ import annotations
 
+import base64
 import json
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from trimtab._native import sketch_values
 from trimtab.kernels import canonical
 from trimtab.kernels.errors import KernelError, SketchError
+from trimtab.kernels.joint_spec import LENGTH
 from trimtab.kernels.sketch_spec import MOMENTS, PREFIX, CategoryField, SketchField, SketchSpec
 
 _COUNTED = ("missing", "unseen", "negative_infinite", "positive_infinite")
@@ -69,6 +71,7 @@ class Sketch:
         self.spec = spec
         self.counts: NDArray[np.uint64] = np.zeros(spec.offsets[-1], np.uint64)
         self.moments: NDArray[np.float64] = np.zeros((len(spec.fields) + 1) * MOMENTS, np.float64)
+        self.joint: NDArray[np.int64] = np.zeros(LENGTH if spec.joint is not None else 0, np.int64)
         start, stop = spec.offsets[-2:]
         prediction = spec.prediction
         # What adding predictions takes, with views into the arrays above.
@@ -90,6 +93,7 @@ class Sketch:
     def clear(self) -> None:
         """Forgets everything that was added."""
         self.counts[:] = 0
+        self.joint[:] = 0
         self.moments[:] = np.tile([np.inf, -np.inf, 0.0, 0.0], len(self.moments) // MOMENTS)
 
     def copy(self) -> Sketch:
@@ -97,6 +101,7 @@ class Sketch:
         other = Sketch(self.spec)
         other.counts[:] = self.counts
         other.moments[:] = self.moments
+        other.joint[:] = self.joint
         return other
 
     def merge(self, other: Sketch) -> None:
@@ -104,6 +109,7 @@ class Sketch:
         if self.spec is not other.spec and self.spec.hash != other.spec.hash:
             raise SketchError(f"sketches of different specs: {self.spec.hash[:12]} and {other.spec.hash[:12]}")
         self.counts += other.counts
+        self.joint += other.joint
         mine, theirs = self.moments.reshape(-1, MOMENTS), other.moments.reshape(-1, MOMENTS)
         np.minimum(mine[:, 0], theirs[:, 0], out=mine[:, 0])
         np.maximum(mine[:, 1], theirs[:, 1], out=mine[:, 1])
@@ -142,19 +148,21 @@ class Sketch:
         return self.field(-1)
 
     def __eq__(self, other: object) -> bool:
-        """Equal specs, counts and moments, bit for bit."""
+        """Equal specs, counts, moments and joint sums, bit for bit."""
         if not isinstance(other, Sketch):
             return NotImplemented
         return (
             self.spec == other.spec
             and np.array_equal(self.counts, other.counts)
             and self.moments.tobytes() == other.moments.tobytes()
+            and np.array_equal(self.joint, other.joint)
         )
 
     __hash__ = None  # type: ignore[assignment]  # mutable
 
     def to_bytes(self) -> bytes:
-        """An Arrow IPC file: one row a field (the prediction last), the spec and the number of rows in the metadata."""
+        """An Arrow IPC file: one row a field (the prediction last), the spec, the number of rows and the joint sums in
+        the metadata."""
         summaries = [self.field(i) for i in range(len(self.spec.fields) + 1)]
         moments = self.moments.reshape(-1, MOMENTS)
         columns: list[Any] = [pa.array([summary.field.name for summary in summaries], pa.string())]
@@ -162,6 +170,8 @@ class Sketch:
         columns += [pa.array(moments[:, i]) for i in range(MOMENTS)]
         columns.append(pa.array([summary.buckets for summary in summaries], pa.list_(pa.uint64())))
         metadata = {"trimtab.spec": canonical.dumps(self.spec.to_json()), "trimtab.rows": str(self.rows)}
+        if len(self.joint):
+            metadata["trimtab.joint"] = base64.b64encode(self.joint.astype("<i8").tobytes()).decode()
         schema = _ARROW.with_metadata(metadata)
         sink = pa.BufferOutputStream()
         with pa.ipc.new_file(sink, schema) as writer:
@@ -188,6 +198,8 @@ class Sketch:
                 start, stop = spec.offsets[i : i + 2]
                 sketch.counts[start:stop] = [*(row[name] for name in _COUNTED), *row["buckets"]]
                 sketch.moments[i * MOMENTS : (i + 1) * MOMENTS] = [row[name] for name in _SUMMED]
+            if len(sketch.joint):
+                sketch.joint[:] = np.frombuffer(base64.b64decode(metadata[b"trimtab.joint"], validate=True), "<i8")
         except SketchError:
             raise
         except (KernelError, pa.ArrowException, ValueError, TypeError, KeyError, OverflowError, OSError) as error:

@@ -1,4 +1,5 @@
-"""Where a numeric column's histogram has its edges: at 30 quantiles of a sample of the reference.
+"""Where a numeric column's histogram has its edges: at 30 quantiles of a sample of the reference; and where its buckets
+lie among the others for a joint sketch.
 
 The inner nineteen bins hold 4.6 % of the reference each, the outer six on either side 0.1, 0.2, 0.4, 0.8, 1.6 and
 3.2 %: what moves in the tails alone (a sensor that saturates, amounts of fraud, a unit that changed for few rows) is
@@ -10,13 +11,17 @@ windows of 1,000 rows; equally wide bins, which one outlier empties.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
+from trimtab.kernels.divergences import special
 from trimtab.kernels.fit_ops import to_fp32
-from trimtab.kernels.sketch_spec import RealField
+from trimtab.kernels.joint_spec import JointSpec
+from trimtab.kernels.sketch_spec import RealField, SketchField
 from trimtab.kernels.summaries import Sample
 
-__all__ = ["EDGE_RANKS", "number_field"]
+__all__ = ["EDGE_RANKS", "joint_spec", "number_field"]
 
 _OUTER = (1, 3, 7, 15, 31, 63)
 EDGE_RANKS = (*_OUTER, *range(63 + 46, 937, 46), *(1000 - rank for rank in reversed(_OUTER)))
@@ -32,6 +37,25 @@ def number_field(name: str, sample: Sample) -> RealField:
         return RealField(name, (), 0.0, 0.0)
     edges, median = _quantiles(values)
     return RealField(name, tuple(np.unique(edges).tolist()), sample.minimum, sample.maximum, median)
+
+
+def joint_spec(fields: Sequence[SketchField], samples: Sequence[Sample]) -> JointSpec:
+    """The joint part of a sketch of these fields, of whose values there are these samples; what has no order, or an
+    empty sample, needs none."""
+    pairs = zip(fields, samples, strict=True)
+    return JointSpec(tuple(_scores(one, sample) if isinstance(one, RealField) else () for one, sample in pairs))
+
+
+def _scores(field: RealField, sample: Sample) -> tuple[float, ...]:
+    """Where the values of each bucket lie, in deviations: Φ⁻¹ of the middle of the bucket's part of the sample, to
+    three digits, so that no machine's rounding is seen in them."""
+    ascending = sample.values()
+    if not len(ascending):
+        return ()
+    below = np.searchsorted(ascending, np.asarray(field.edges, np.float32), side="left") / len(ascending)
+    middles = (np.append(below, 1.0) + np.append(0.0, below)) / 2.0
+    scores = special().ndtri(np.clip(middles, 1e-4, 1.0 - 1e-4))
+    return tuple(round(float(score), 3) + 0.0 for score in scores)
 
 
 def _quantiles(ascending: NDArray[np.float32]) -> tuple[NDArray[np.float32], float]:

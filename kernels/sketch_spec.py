@@ -6,7 +6,8 @@ agree, also across versions of a model. It fixes the layout of a sketch's two fl
   counts (uint64)   rows, then per field: missing, unseen, negative_infinite, positive_infinite, buckets...
   moments (float64) per field: minimum, maximum, sum and sum of squares of (x - shift)
 
-The fields come in schema order, the prediction last.
+The fields come in schema order, the prediction last. A spec may have a joint part (joint_spec.py): sums over a sample
+of rows as a whole, in a third array, by which a change in how columns go together is seen.
 """
 
 from __future__ import annotations
@@ -14,8 +15,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
+from numpy.typing import NDArray
 from trimtab.kernels import canonical
 from trimtab.kernels.errors import ProgramError
+from trimtab.kernels.joint_spec import JointSpec
 from trimtab.kernels.operations import FP32_MAX, categories, fp32, increasing, number
 
 PREFIX = 4  # missing, unseen, negative_infinite, positive_infinite
@@ -88,11 +92,15 @@ class SketchSpec:
 
     fields: tuple[SketchField, ...]
     prediction_edges: tuple[float, ...] = DEFAULT_PREDICTION_EDGES
+    joint: JointSpec | None = None
+    """Of the fields without the prediction; None in specs of before there was one."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "prediction_edges", increasing(self.prediction_edges, "prediction_edges"))
         if len({field.name for field in self.fields}) != len(self.fields):
             raise ProgramError("sketch: a field appears twice")
+        if self.joint is not None:
+            self.joint.check([field.buckets for field in self.fields])
 
     @cached_property
     def prediction(self) -> RealField:
@@ -109,23 +117,34 @@ class SketchSpec:
         return tuple(offsets)
 
     @cached_property
+    def phases(self) -> NDArray[np.uint16]:
+        """Of the joint part; see JointSpec.phases. Raises ProgramError where there is none."""
+        if self.joint is None:
+            raise ProgramError("sketch: the spec has no joint part")
+        return self.joint.phases([field.buckets for field in self.fields])
+
+    @cached_property
     def hash(self) -> str:
         """sha256 of the canonical JSON."""
         return canonical.digest(canonical.dumps(self.to_json()))
 
     def to_json(self) -> dict[str, object]:
         """The spec as an object of canonical JSON."""
-        return {
+        items: dict[str, object] = {
             "fields": [_field_to_json(field) for field in self.fields],
             "prediction_edges": list(self.prediction_edges),
         }
+        return items if self.joint is None else {**items, "joint": self.joint.to_json()}
 
     @classmethod
     def from_json(cls, value: object) -> SketchSpec:
         """The spec that `to_json` wrote. Raises ProgramError."""
-        items = canonical.as_object(value, "sketch", frozenset({"fields", "prediction_edges"}))
+        items = canonical.as_object(value, "sketch")
+        known = {"fields", "prediction_edges", *({"joint"} & items.keys())}
+        canonical.as_object(value, "sketch", frozenset(known))
         fields = tuple(_field_from_json(field) for field in canonical.as_list(items["fields"], "sketch.fields"))
-        return cls(fields, increasing(items["prediction_edges"], "prediction_edges"))
+        joint = JointSpec.from_json(items["joint"]) if "joint" in items else None
+        return cls(fields, increasing(items["prediction_edges"], "prediction_edges"), joint)
 
 
 def _field_to_json(field: SketchField) -> dict[str, object]:

@@ -110,6 +110,10 @@ class LoadedVersion:
         self._executor.run(slab, sketch, start, stop)  # type: ignore[attr-defined]
         sketch.add_predictions(predictions)
 
+    def sum_jointly(self, slab: Slab, taken: NDArray[np.int64], sketch: Sketch) -> None:
+        """Adds the slab's rows at the positions `taken` to the joint part of a sketch of the program's spec."""
+        self._executor.sum_jointly(slab, taken, sketch)  # type: ignore[attr-defined]
+
     def warm(self, batch_sizes: Sequence[int]) -> None:
         """Runs each batch size once, on rows of missing values. Raises VersionUnfit where a prediction is not
         finite."""

@@ -29,10 +29,10 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
-from trimtab.kernels.drift import DriftMonitor, DriftWindow
+from trimtab.kernels.drift import JOINT, DriftMonitor, DriftWindow
 from trimtab.kernels.errors import KernelError
 from trimtab.kernels.sketch import Sketch
 from trimtab.kernels.sketch_spec import SketchSpec
@@ -258,7 +258,13 @@ class DriftWatch:
             self._monitor = self._restored(reference) if self._monitor is None else None
             if self._monitor is None:
                 settings = self._settings
-                self._monitor = DriftMonitor(reference, settings.alpha, settings.min_effect, settings.persistence)
+                self._monitor = DriftMonitor(
+                    reference,
+                    settings.alpha,
+                    settings.min_effect,
+                    settings.persistence,
+                    settings.joint_min_effect,
+                )
         self._own, self._key = own, key
         return self._monitor
 
@@ -299,10 +305,11 @@ class DriftWatch:
         except (OSError, ValueError, KernelError):
             return None
         settings = self._settings
-        same = (settings.alpha, settings.min_effect, settings.persistence) == (
+        same = (settings.alpha, settings.min_effect, settings.persistence, settings.joint_min_effect) == (
             monitor.alpha,
             monitor.min_effect,
             monitor.persistence,
+            monitor.joint_min_effect,
         )
         return monitor if same else None
 
@@ -311,8 +318,14 @@ class DriftWatch:
         alarms = window.alarms
         if alarms and alarms != self._alarmed:
             effects = {feature.feature: feature.effect for feature in window.features if feature.alarm}
-            largest = ", ".join(sorted(effects, key=lambda name: -effects[name])[:8])
-            message = f"{len(alarms)} features have drifted for {self._settings.persistence} windows: {largest}"
+            parts, in_a_row = [], self._settings.persistence
+            if effects:
+                largest = ", ".join(sorted(effects, key=lambda name: -effects[name])[:8])
+                parts.append(f"{len(effects)} features have drifted for {in_a_row} windows: {largest}")
+            if JOINT in alarms and window.joint is not None:
+                effects[JOINT] = window.joint.effect
+                parts.append(f"columns have gone together otherwise for {in_a_row} windows")
+            message = "; ".join(parts)
             self._events.publish("drift", self._model, message, version=version, numbers=effects)
         self._alarmed = alarms
 
@@ -348,6 +361,8 @@ def report_of(model: str, window: DriftWindow) -> pb.DriftReport:
                 auc=found.auc,
             )
         )
+    if window.joint is not None:
+        report.joint.CopyFrom(pb.JointDrift(**asdict(window.joint)))
     for feature in sorted(window.features, key=lambda feature: -feature.effect):
         report.features.add(
             feature=feature.feature,

@@ -94,6 +94,7 @@ class Engine:
                 lockstep=lockstep,
                 on_open=on_open,
                 opened=opened,
+                joint_rows=(None if lockstep else drift.joint_rows_per_second) if drift.joint else 0,
             )
         self.inputs, self.outputs = inputs_of(settings), outputs_of(settings)
         """(name, datatype, dimensions after the rows) of each tensor."""

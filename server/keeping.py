@@ -8,6 +8,10 @@ closes when a row of a later one comes, or when data time is moved past its end;
 A batch whose requests lie in two windows or more is counted after it was answered, each request in its own window: the
 cut is exact, no prediction depends on it, and it costs a second pass over the columns of that batch alone. The open
 window is handed over now and then (`on_open`) and when the server stops, so that the next one goes on with it.
+
+What a window sums up of rows as a whole (kernels/joint_spec.py) costs a microsecond a row, so that only some are taken:
+`joint_rows` a second, spread over a batch, of one batch in `_JOINT_SECONDS` at most. A window of a busy time so has as
+many of them as one of a quiet time as long.
 """
 
 from __future__ import annotations
@@ -23,6 +27,7 @@ from numpy.typing import NDArray
 from trimtab._native import Schema, Slab
 from trimtab.kernels.sketch import Sketch
 from trimtab.models.version import LoadedVersion
+from trimtab.server.allowance import Allowance
 from trimtab.server.data_time import WindowGrid
 from trimtab.store.files import now_us
 
@@ -33,6 +38,8 @@ _RECENT_ROWS = 256
 _RECENT_BATCHES = 256
 _SAVE_SECONDS = 30.0
 """Of an open window, what a crash can cost."""
+_JOINT_SECONDS, _JOINT_ROWS = 0.002, 64
+"""Least time between two batches of which rows are taken, and rows that are worth while taking of a larger one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,11 +108,12 @@ class Keeper:
         lockstep: bool = False,
         on_open: Callable[[OpenWindow], None] | None = None,
         opened: OpenWindow | None = None,
+        joint_rows: int | None = 0,
     ) -> None:
         """Without `capture` nothing is captured, without `on_window` nothing is sketched. A window closes once it has
         so many rows and has been open for so long; with `window_us` it is of so much data time instead, `on_open` is
         given the open one now and then, and `opened` is the one to go on with. Of more than `rows_per_second`, unless
-        0, whole batches are not sketched."""
+        0, whole batches are not sketched. `joint_rows`: see the module; None: all, whenever they come."""
         self.recent: Slab | None = None
         """A copy of some rows served lately."""
         self._schema = schema
@@ -124,9 +132,10 @@ class Keeper:
             spec_hash = opened.sketch.spec.hash
             self._window = _Window(opened.sketch, spec_hash, self._saved, opened.start_us, opened.end_us)
         self._until_recent = 0
-        self._rate = rows_per_second
-        self._allowed = float(rows_per_second)
-        self._refilled = 0.0
+        self._allowed = Allowance(rows_per_second) if rows_per_second else None
+        self._joint = Allowance(joint_rows) if joint_rows else None
+        self._joint_all = joint_rows is None
+        self._joint_due = 0.0
         self.sketched_rows = 0
         """Rows that were counted in a drift window."""
         self.unsketched_rows = 0
@@ -143,9 +152,11 @@ class Keeper:
         self._apart = False
         if self._on_window is None or version is not live:
             return None
-        if self._rate and not self._allows(rows):
-            self.unsketched_rows += rows
-            return None
+        if self._allowed is not None:
+            if self._allowed.left(time.monotonic()) <= 0.0:
+                self.unsketched_rows += rows
+                return None
+            self._allowed.take(rows)
         self.sketched_rows += rows
         if self._grid is not None:
             assert times is not None
@@ -155,16 +166,6 @@ class Keeper:
             # Another spec: what was counted by the old one can be compared with nothing any more.
             self._window = _Window(Sketch(spec), spec.hash, time.monotonic())
         return self._window.sketch
-
-    def _allows(self, rows: int) -> bool:
-        """Takes from what is allowed, of which a second's worth may have been saved up; a batch may overdraw it."""
-        now = time.monotonic()
-        self._allowed = min(self._allowed + (now - self._refilled) * self._rate, float(self._rate))
-        self._refilled = now
-        if self._allowed <= 0.0:
-            return False
-        self._allowed -= rows
-        return True
 
     def keep(
         self,
@@ -180,6 +181,8 @@ class Keeper:
         counted in."""
         if self._capture is not None:
             self._capture.offer_requests(slab, ids, counts, times, version.number, predictions)
+        if sketch is not None:
+            self._sum_jointly(slab, version, sketch, 0, slab.rows)
         if self._grid is not None and (sketch is not None or self._apart):
             self._extend_in_time(slab, counts, times, version, predictions)
         elif sketch is not None:
@@ -201,6 +204,25 @@ class Keeper:
             self._window = None
             assert self._on_window is not None
             self._on_window(ClosedWindow(window.sketch, version, window.start_us, window.end_us))
+
+    def _sum_jointly(self, slab: Slab, version: LoadedVersion, sketch: Sketch, start: int, stop: int) -> None:
+        """Adds some of the rows [start, stop) to the joint part of a sketch that counted them."""
+        rows = stop - start
+        if not len(sketch.joint) or not rows:
+            return
+        if self._joint is not None:
+            now = time.monotonic()
+            left = self._joint.left(now)
+            if now < self._joint_due or left < min(rows, _JOINT_ROWS):
+                return
+            taken = min(rows, int(left))
+            self._joint.take(taken)
+            self._joint_due = now + _JOINT_SECONDS
+        elif self._joint_all:
+            taken = rows
+        else:
+            return
+        version.sum_jointly(slab, start + np.arange(taken, dtype=np.int64) * rows // taken, sketch)
 
     # --- windows of data time
 
@@ -292,6 +314,7 @@ class Keeper:
             for first, stop in _runs(starts == start):
                 begin, end = int(ends[first] - counts[first]), int(ends[stop - 1])
                 version.count(slab, predictions[begin:end], sketch, begin, end)
+                self._sum_jointly(slab, version, sketch, begin, end)
 
 
 def _runs(chosen: NDArray[np.bool_]) -> list[tuple[int, int]]:

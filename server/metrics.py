@@ -21,6 +21,7 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector
 from trimtab._native import Hub
+from trimtab.kernels.drift import JOINT
 from trimtab.protos.v1 import trimtab_pb2 as pb
 from trimtab.server.channel import TrainerChannel
 from trimtab.server.served import Model, Registry
@@ -162,8 +163,12 @@ def _drift(models: list[Model]) -> Iterator[Metric]:
             psi = next((s.effect for s in feature.statistics if s.name == "psi"), 0.0)
             effects.append(((model.name, feature.feature), psi))
             alarms.append(((model.name, feature.feature), float(feature.alarm)))
+        if newest.HasField("joint"):
+            effects.append(((model.name, JOINT), newest.joint.effect))
+            alarms.append(((model.name, JOINT), float(newest.joint.alarm)))
     labels = ("model", "feature")
-    yield _gauge("trimtab_drift_effect", "Population stability index of the newest window.", labels, effects)
+    said = "Population stability index of the newest window; of the columns together JointDrift.effect."
+    yield _gauge("trimtab_drift_effect", said, labels, effects)
     yield _gauge("trimtab_drift_alarm", "1 where a feature's drift is significant, large and lasting.", labels, alarms)
     yield _counter("trimtab_drift_windows", "Drift windows closed.", ("model",), windows)
     yield _gauge("trimtab_estimated_loss", "Loss that the newest window lets expect.", ("model",), estimates)

@@ -382,10 +382,17 @@ class DriftSettings(Settings):
     max_rows_per_second: Annotated[int, Field(ge=0)] = 250_000
     """Beyond this rate whole batches are left out of the statistics, which need no more; 0: every row counts, as in
     lockstep."""
+    joint: bool = True
+    """Compare, too, how the columns go together, by a sample of rows: what no column shows by itself."""
+    joint_rows_per_second: Count = 2000
+    """Rows that this takes a second, at most; in lockstep all."""
     alpha: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.01
-    """False discovery rate over the features of one window (Benjamini-Hochberg)."""
+    """False discovery rate over the features of one window (Benjamini-Hochberg), and of the columns together."""
     min_effect: Annotated[float, Field(ge=0.0)] = 0.1
     """Smallest effect size that counts, however significant."""
+    joint_min_effect: Annotated[float, Field(ge=0.0)] = 0.01
+    """Likewise of the columns together: 0.01 where two of ten independent columns come to be correlated by 0.5, or one
+    column moves by 0.15 deviations."""
     persistence: Count = 3
     """Windows in a row that a feature must be drifted before it alarms."""
 

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from trimtab.kernels.cpu import CpuExecutor
+from trimtab.kernels.cpu import CpuExecutor, sketch_table
 from trimtab.kernels.estimate import ScoreTable
 from trimtab.kernels.program import ColumnProgram
 from trimtab.kernels.schema import FeatureSpec
@@ -150,8 +150,7 @@ def fit_search(
             rows = encoded(table, program)
         report(Progress("final", best_loss=metrics["validation_loss"], best=str(recipe)))
         module = fit_recipe(recipe, rows, program, scaled, settings.seed)
-        reference = Sketch(program.sketch)
-        CpuExecutor(program).run(table.slab, reference)
+        reference = sketch_table(program, table.slab)
         reference.add_predictions(scaled.summary(score(module, scaled, rows)))
     return Fitted(recipe.config(settings.seed), scaled, module, program, reference, metrics, held, len(table), trials)
 

@@ -217,6 +217,38 @@ def test_the_report_is_whole_and_opens_in_a_browser(tmp_path: Path) -> None:
     assert drawn.stdout.count("<details>") == 7
 
 
+def test_columns_that_go_together_otherwise(tmp_path: Path) -> None:
+    """The same columns, those of one half in another order: each as it was."""
+    rng = np.random.default_rng(2)
+    x = rng.normal(size=40_000)
+    both = pa.table(
+        {
+            "time": pa.array(MONDAY_US + np.arange(40_000) * 60_000_000).cast(pa.timestamp("us")),
+            "x": x,
+            "y": np.concatenate([x[:20_000] + rng.normal(size=20_000), rng.permutation(x[20_000:] * np.sqrt(2))]),
+            "z": rng.normal(size=40_000),
+        }
+    )
+    path = files.parquet(both, tmp_path / "both.parquet")
+    page = tmp_path / "report.html"
+    said = drift(path, "--time", "time", "--window", "2d", "--html", page)
+    assert said["drifted"] == 0
+    assert said["joint"]["drifted"]
+    assert said["joint"]["p_value"] < 1e-6
+    assert 10_000 < said["joint"]["rows"] < 22_000
+    assert [one["drifted"] for one in said["joint_over_time"] if one["rows"] > 2000] == [True] * 6
+    assert "Columns together" in page.read_text()
+    halves = [files.parquet(both[at : at + 10_000], tmp_path / f"{at}.parquet") for at in (0, 10_000)]
+    same = drift(*halves)
+    assert not same["joint"]["drifted"]
+    assert same["joint"]["p_value"] > 0.001
+    few = drift(files.parquet(both[:50], tmp_path / "a.parquet"), files.parquet(both[50:100], tmp_path / "b.parquet"))
+    assert few["joint"] is None
+    text = files.trimtab("drift", path, "--time", "time")
+    assert "columns together, by" in text.out
+    assert "drifted" in text.out
+
+
 @pytest.mark.slow
 def test_memory_does_not_grow_with_rows(tmp_path: Path) -> None:
     """Two million rows take hardly more than sixty thousand: most of 180 MB of values must never be held at once."""

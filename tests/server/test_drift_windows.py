@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import signal
+import subprocess
+import sys
+import urllib.request
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 from trimtab.protos.v1 import trimtab_pb2 as pb
 from trimtab.protos.v1.trimtab_pb2_grpc import DriftStub
 from trimtab.store.kept_windows import WindowFolder
@@ -26,6 +31,15 @@ def project_of(path: Path, drift: str = "", server: str = "lockstep = true") -> 
 def send(running: Running, rows: int, hours: float, seed: int = 0) -> None:
     with running.inference() as stub:
         stub.ModelInfer(infer_request(table(rows, seed), trimtab_time_us=MONDAY + round(hours * HOUR)))
+
+
+def send_dependent(running: Running, rows: int, hours: float, seed: int) -> None:
+    """Each column as it was; but what is one in another goes with what x is."""
+    made = table(rows, seed)
+    flags = pa.array(np.nan_to_num(made.column("x").to_numpy(zero_copy_only=False)) > 0)
+    made = made.set_column(made.schema.get_field_index("flag"), "flag", flags)
+    with running.inference() as stub:
+        stub.ModelInfer(infer_request(made, trimtab_time_us=MONDAY + round(hours * HOUR)))
 
 
 def advance(running: Running, hours: float) -> None:
@@ -123,3 +137,33 @@ def test_a_season_is_compared_with_the_one_before(tmp_path: Path) -> None:
         newest = reports(running)[-1]
         assert (newest.reference, newest.reference_rows) == ("window 2, 2h earlier", 51)
         assert [one.reference for one in reports(running)][:3] == ["training", "training", "window 1, 2h earlier"]
+
+
+def test_columns_that_go_together_otherwise_alarm_though_none_of_them_does(tmp_path: Path) -> None:
+    with serving(project_of(tmp_path, "persistence = 2")) as running:
+        send(running, 600, 0.5, seed=1)
+        for hour in (1, 2, 3):
+            send_dependent(running, 600, hour + 0.5, seed=hour + 1)
+        advance(running, 4.0)
+        found = reports(running)
+        assert [one.joint.persistence for one in found] == [0, 1, 2, 3]
+        assert [one.joint.alarm for one in found] == [False, False, True, True]
+        assert [one.alarms for one in found] == [0, 0, 1, 1]
+        assert all((one.joint.rows, one.joint.reference_rows) == (600, 2000) for one in found)
+        assert not any(feature.alarm for one in found for feature in one.features)
+        with urllib.request.urlopen(f"http://{running.http}/metrics", timeout=10) as answer:
+            text = answer.read().decode()
+        assert 'trimtab_drift_alarm{feature="columns together",model="tiny"} 1.0' in text
+    command = [sys.executable, "-m", "trimtab.cli.app", "drift", "-C", str(tmp_path / "project"), "--windows", "2"]
+    shown = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+    assert "columns together, by 600 rows against 2,000" in shown
+    assert "alarm, 3 windows in a row" in shown
+
+
+def test_joint_comparison_is_off_where_it_is_switched_off(tmp_path: Path) -> None:
+    with serving(project_of(tmp_path, "joint = false")) as running:
+        send(running, 600, 0.5)
+        advance(running, 1.0)
+        (found,) = reports(running)
+        assert not found.HasField("joint")
+        assert found.rows == 600

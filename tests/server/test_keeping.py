@@ -5,10 +5,13 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from trimtab._native import Schema
+from trimtab.kernels.joint_spec import JointSpec
+from trimtab.kernels.sketch import Sketch
 from trimtab.kernels.sketch_spec import RealField, SketchSpec
 from trimtab.server import keeping
 from trimtab.server.keeping import Keeper
@@ -96,3 +99,84 @@ def test_never_more_than_the_rate_and_one_batch(batches: list[tuple[float, int]]
     allowed = rate * (1 + sum(pause for pause, _ in batches))
     assert keeper.sketched_rows <= allowed + max((rows for _, rows in batches), default=0) + 1
     assert keeper.sketched_rows + keeper.unsketched_rows == sum(rows for _, rows in batches)
+
+
+# --- rows that are summed up as a whole
+
+SUMMED: Any = SketchSpec((RealField("x", (), 0.0, 1.0),), joint=JointSpec(((),)))
+
+
+class Summing:
+    """A version that remembers which rows were asked of it."""
+
+    def __init__(self) -> None:
+        self.number = 1
+        self.program = SimpleNamespace(sketch=SUMMED)
+        self.taken: list[list[int]] = []
+
+    def sum_jointly(self, _slab: object, taken: Any, sketch: Sketch) -> None:
+        assert len(sketch.joint)
+        self.taken.append(taken.tolist())
+
+
+def summed(keeper: Keeper, version: Any, rows: int) -> list[int]:
+    """Which rows of a batch are taken."""
+    before = len(version.taken)
+    sketch = keeper.sketch(version, version, rows)
+    slab: Any = SimpleNamespace(rows=rows)
+    keeper.recent = slab
+    keeper._until_recent = 2
+    times = np.zeros(1, np.int64)
+    counts = np.full(1, rows, np.int32)
+    keeper.keep(slab, np.zeros((1, 16), np.uint8), counts, times, version, np.zeros((rows, 1), np.float32), sketch)
+    found = version.taken[before:]
+    assert len(found) <= 1
+    return found[0] if found else []
+
+
+def summing(joint_rows: int | None) -> Keeper:
+    return Keeper(Schema(["x"], ["real"]), 1 << 40, None, lambda window: None, 1.0, 0, joint_rows=joint_rows)
+
+
+def test_a_quiet_model_is_summed_whole(clock: Clock) -> None:
+    keeper, version = summing(2000), Summing()
+    for rows in (1, 5, 300, 2):
+        clock.now += 1.0
+        assert summed(keeper, version, rows) == list(range(rows))
+
+
+def test_of_a_busy_one_rows_are_taken_all_over_a_batch(clock: Clock) -> None:
+    keeper, version = summing(1000), Summing()
+    first = summed(keeper, version, 4096)
+    assert len(first) == 1000
+    assert first == [i * 4096 // 1000 for i in range(1000)]
+    total, calls = len(first), 1
+    for _ in range(10_000):
+        clock.now += 0.001
+        taken = summed(keeper, version, 512)
+        total, calls = total + len(taken), calls + bool(taken)
+        assert len(set(taken)) == len(taken)
+        assert not taken or (taken[0] == 0 and len(taken) >= 64 and taken[-1] >= 448)
+    assert total == pytest.approx(11_000, abs=100)
+    assert calls < 200
+
+
+def test_small_batches_are_looked_at_so_often_and_no_oftener(clock: Clock) -> None:
+    keeper, version = summing(1_000_000), Summing()
+    for _ in range(10_000):
+        clock.now += 0.0001
+        summed(keeper, version, 1)
+    assert 400 <= len(version.taken) <= 501
+
+
+def test_in_lockstep_all_rows_are_summed_and_none_where_it_is_off(clock: Clock) -> None:
+    version = Summing()
+    for _ in range(100):
+        assert summed(summing(None), version, 50) == list(range(50))
+    assert summed(summing(0), version, 50) == []
+
+
+def test_a_sketch_without_a_joint_part_is_left_alone(clock: Clock) -> None:
+    version: Any = Summing()
+    version.program = VERSION.program
+    assert summed(summing(None), version, 5) == []

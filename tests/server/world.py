@@ -17,10 +17,9 @@ import numpy as np
 import pyarrow as pa
 import torch
 from numpy.typing import NDArray
-from trimtab.kernels.cpu import CpuExecutor
+from trimtab.kernels.cpu import CpuExecutor, sketch_table
 from trimtab.kernels.fit import fit_program
 from trimtab.kernels.program import ColumnProgram
-from trimtab.kernels.sketch import Sketch
 from trimtab.kernels.slabs import slab_from_arrow
 from trimtab.models.architectures import Network, build
 from trimtab.models.tasks import Task
@@ -129,9 +128,9 @@ def publish(
     if change is not None:
         with torch.no_grad():
             change(made)
-    reference = Sketch(fitted.sketch)
     slab = slab_from_arrow(table(2000), fitted.schema)
-    features, ids = CpuExecutor(fitted).run(slab, reference)
+    reference = sketch_table(fitted, slab)
+    features, ids = CpuExecutor(fitted).run(slab)
     with torch.no_grad():
         logits = made(torch.from_numpy(features), torch.from_numpy(ids))
         reference.add_predictions(TASK.summary(TASK.predict(logits).numpy()))
