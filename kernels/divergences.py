@@ -189,7 +189,7 @@ def weighted_chi_square_tail(weights: Counts, value: float) -> float:
     curvature = float((2.0 * w * w / (left * left)).sum())
     exponent = s * x + 0.5 * float(np.log(left).sum())
     if abs(s) < 1e-4:  # at the mean, where the formula divides nothing by nothing
-        skew = float((8.0 * w**3).sum()) / float((2.0 * w * w).sum()) ** 1.5
+        skew = float((8.0 * w**3).sum()) / math.pow(float((2.0 * w * w).sum()), 1.5)
         return 0.5 - skew / (6.0 * math.sqrt(2.0 * math.pi))
     r = math.copysign(math.sqrt(2.0 * max(exponent, 0.0)), s)
     u = s * math.sqrt(curvature)

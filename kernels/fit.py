@@ -93,7 +93,7 @@ def fit_program(
     key_fields = [_key(key, arrow) for key in keys if (key if isinstance(key, str) else key.name) not in names]
     if sketch is None:
         summaries = tuple(column.sketch_field() for column in columns)
-        joint = joint_spec(summaries, [column.sample for column in columns])
+        joint = joint_spec(summaries, [column.sample for column in columns], [column.counts for column in columns])
         sketch = SketchSpec(summaries, tuple(map(to_fp32, prediction_edges)), joint)
     positions = {name: i for i, name in enumerate(names)}
     chains = tuple(Chain(positions[fit.column.spec.name], tuple(fit.done)) for fit in fits)
@@ -107,6 +107,8 @@ class _Column:
     spec: FeatureSpec
     sample: Sample = field(default_factory=Sample)
     frequencies: Frequencies = field(init=False)
+    counts: list[int] = field(default_factory=list)
+    """Of the most frequent categories, when the pass is over: those that the sketch counts and one more."""
 
     def __post_init__(self) -> None:
         op_names = {transform.op for transform in self.spec.transforms}
@@ -132,6 +134,7 @@ class _Column:
         name = self.spec.name
         if self.category:
             values = self.values(self.vocabulary())
+            self.counts = self.frequencies.highest(SKETCH_COUNTED + 1)
             return CategoryField(name, values, min(len(values), SKETCH_COUNTED), self.frequencies.novel)
         if self.spec.type == "boolean":
             return RealField(name, (0.5,), 0.0, 1.0)

@@ -53,7 +53,7 @@ def fit_sketch(fields: Sequence[Field], batches: Iterable[pa.RecordBatch]) -> Co
     found: dict[int, SketchField] = {}
     on_all_cores(lambda i: found.update({i: columns[i].summary()}), len(columns))
     summaries = tuple(found[i] for i in range(len(columns)))
-    joint = joint_spec(summaries, [column.sample for column in columns])
+    joint = joint_spec(summaries, [column.sample for column in columns], [column.counts for column in columns])
     return ColumnProgram(tuple(fields), (), SketchSpec(summaries, joint=joint))
 
 
@@ -70,6 +70,8 @@ class _Column:
         self._frequencies = FrequentValues()
         self._few: set[int] | None = set()  # an integer's values, None once they are many
         self.sample = Sample(sample_size)
+        self.counts: list[int] = []
+        """Of the most frequent categories, when the pass is over: those that are counted and one more."""
 
     def add(self, values: Values) -> NDArray[np.float32] | None:
         """Adds a batch's categories; returns its numbers, which the sample wants."""
@@ -93,6 +95,8 @@ class _Column:
         if self.field.type == "boolean":
             return RealField(name, (0.5,), 0.0, 1.0)
         if self.field.type == "string" or (self.field.type == "integer" and self._few):
-            values = ops.categories(self._frequencies.most_common(KNOWN_VALUES), f"values of {name!r}")
+            pairs = self._frequencies.counted()[:KNOWN_VALUES]
+            self.counts = [count for _, count in pairs[: SKETCH_COUNTED + 1]]
+            values = ops.categories([value for value, _ in pairs], f"values of {name!r}")
             return CategoryField(name, values, min(len(values), SKETCH_COUNTED), self._frequencies.novel)
         return number_field(name, self.sample)

@@ -1,11 +1,14 @@
 """How rows are summed up as a whole, so that a change in how columns go together is seen: random Fourier features.
 
-A row's value in every field falls into one of the sketch's buckets (missing and unseen values have one each). Each
-bucket has `FREQUENCIES` phases of its own; a row's phases are the sums of its buckets' phases, and their cosines and
-sines are its features z, of which sums and sums of products are kept (`layout`). For phases that are random and normal
-the mean of z·z' is a kernel: the product over the fields of exp(-d²/2F), where F is the number of fields, and d between
-numbers the distance of their normal scores (Φ⁻¹ of where the bucket's middle lies in the reference), between categories
-√2 (Rahimi and Recht, 2007). Means of z are then mean embeddings, of which kernels/joint.py makes a test.
+A row's value in every field falls into one of the sketch's buckets, or is missing or unseen. Each of these has
+`FREQUENCIES` phases; a row's phases are the sums of its fields', and their cosines and sines are its features z, of
+which sums and sums of products are kept (`LENGTH`). For phases that are random and normal the mean of z·z' is a kernel:
+the product over the fields of exp(-d²/2F), where F is the number of fields, and d between numbers the distance of their
+normal scores (Φ⁻¹ of where the bucket's middle lies in the reference), between categories √2 (Rahimi and Recht, 2007).
+Means of z are then mean embeddings, of which kernels/joint.py makes a test.
+
+Of a category only those values stand alone that any reference would have found frequent; the others and unseen ones are
+one, for which values are rare, or there at all, is chance in the reference, and every window would differ.
 
 All of it is integers: phases are shares of a turn in 16 bits, which wrap where angles do, z are multiples of 2^-13, and
 sums are exact. So sketches of the same rows are equal bit for bit whatever merged them, on every machine. Phases are
@@ -47,9 +50,11 @@ _DEVIATION = 131072.0  # of such a sum of odd numbers within ±65535
 @dataclass(frozen=True)
 class JointSpec:
     """scores: for each field where the values of its buckets lie, in deviations of a normal distribution; none where
-    buckets have no order (then, as missing and unseen values, they are as far from one another as from anything)."""
+    buckets have no order. alone: of each field without scores how many of its first buckets are told apart; the others
+    and unseen values are one, as far from these and from missing values as those from one another."""
 
     scores: tuple[tuple[float, ...], ...]
+    alone: tuple[int, ...]
     seed: int = 1
 
     def __post_init__(self) -> None:
@@ -61,21 +66,24 @@ class JointSpec:
 
     def check(self, buckets: Sequence[int]) -> None:
         """Raises ProgramError where the fields do not have so many buckets."""
-        if len(self.scores) != len(buckets):
+        if len(self.scores) != len(buckets) or len(self.alone) != len(buckets):
             raise ProgramError(f"joint sketch: expected scores of {len(buckets)} fields, got {len(self.scores)}")
-        for i, (scores, count) in enumerate(zip(self.scores, buckets, strict=True)):
+        for i, (scores, alone, count) in enumerate(zip(self.scores, self.alone, buckets, strict=True)):
             if scores and len(scores) != count:
                 raise ProgramError(f"joint sketch: field {i} has {count} buckets and {len(scores)} scores")
+            canonical.as_integer(alone, f"joint sketch: field {i}: alone", 0, count)
 
     def phases(self, buckets: Sequence[int]) -> NDArray[np.uint16]:
         """[Σ(buckets + 2), FREQUENCIES]: for each field the phases of its buckets, of missing, of unseen."""
         parts = []
         narrow = 1.0 / math.sqrt(max(len(buckets), 1)) * (TURN / 6.283185307179586)
-        for i, (scores, count) in enumerate(zip(self.scores, buckets, strict=True)):
+        for i, (scores, alone, count) in enumerate(zip(self.scores, self.alone, buckets, strict=True)):
             turns = self._normal(i, count + 3) * narrow
             if scores:
                 # The field's own frequencies are the last row.
                 turns[:count] = turns[count + 2] * np.asarray(scores, np.float64)[:, None]
+            else:
+                turns[alone:count] = turns[count + 1]
             parts.append(np.floor(turns[: count + 2] + 0.5).astype(np.int64).astype(np.uint16))
         return np.concatenate(parts) if parts else np.zeros((0, FREQUENCIES), np.uint16)
 
@@ -91,17 +99,21 @@ class JointSpec:
 
     def to_json(self) -> dict[str, object]:
         """As an object of canonical JSON."""
-        return {"seed": self.seed, "scores": [list(scores) for scores in self.scores]}
+        return {"seed": self.seed, "scores": [list(scores) for scores in self.scores], "alone": list(self.alone)}
 
     @classmethod
     def from_json(cls, value: object) -> JointSpec:
         """What `to_json` gave. Raises ProgramError."""
-        items = canonical.as_object(value, "joint sketch", frozenset({"seed", "scores"}))
+        items = canonical.as_object(value, "joint sketch", frozenset({"seed", "scores", "alone"}))
         scores = tuple(
             tuple(number(score, "joint sketch: score") for score in canonical.as_list(one, "joint sketch: scores"))
             for one in canonical.as_list(items["scores"], "joint sketch: scores")
         )
-        return cls(scores, canonical.as_integer(items["seed"], "joint sketch: seed", 0, (1 << 63) - 1))
+        alone = tuple(
+            canonical.as_integer(count, "joint sketch: alone", 0, 1 << 31)
+            for count in canonical.as_list(items["alone"], "joint sketch: alone")
+        )
+        return cls(scores, alone, canonical.as_integer(items["seed"], "joint sketch: seed", 0, (1 << 63) - 1))
 
 
 def _mix(words: NDArray[np.uint64]) -> NDArray[np.uint64]:

@@ -11,6 +11,7 @@ windows of 1,000 rows; equally wide bins, which one outlier empties.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -39,11 +40,22 @@ def number_field(name: str, sample: Sample) -> RealField:
     return RealField(name, tuple(np.unique(edges).tolist()), sample.minimum, sample.maximum, median)
 
 
-def joint_spec(fields: Sequence[SketchField], samples: Sequence[Sample]) -> JointSpec:
-    """The joint part of a sketch of these fields, of whose values there are these samples; what has no order, or an
-    empty sample, needs none."""
-    pairs = zip(fields, samples, strict=True)
-    return JointSpec(tuple(_scores(one, sample) if isinstance(one, RealField) else () for one, sample in pairs))
+def joint_spec(fields: Sequence[SketchField], samples: Sequence[Sample], counted: Sequence[Sequence[int]]) -> JointSpec:
+    """The joint part of a sketch of these fields. samples: of the values of numbers. counted: of each category how
+    often its counted values occurred, the most frequent first, and then one of the others, if there are."""
+    scores, alone = [], []
+    for one, sample, counts in zip(fields, samples, counted, strict=True):
+        scores.append(_scores(one, sample) if isinstance(one, RealField) else ())
+        alone.append(one.buckets if isinstance(one, RealField) else _frequent(counts, one.counted))
+    return JointSpec(tuple(scores), tuple(alone))
+
+
+def _frequent(counts: Sequence[int], counted: int) -> int:
+    """How many values occurred so often that three deviations fewer are still as many as the least frequent of those
+    that are counted by name, or as one row where all are."""
+    least = counts[counted - 1] if len(counts) > counted > 0 else 1
+    enough = ((3.0 + math.sqrt(9.0 + 4.0 * least)) / 2.0) ** 2
+    return sum(count >= enough for count in counts[:counted])
 
 
 def _scores(field: RealField, sample: Sample) -> tuple[float, ...]:

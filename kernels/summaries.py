@@ -145,6 +145,10 @@ class Frequencies:
         """See `novel_share`."""
         return novel_share(self._counts.values(), self._rows)
 
+    def highest(self, limit: int) -> list[int]:
+        """The largest counts, descending."""
+        return sorted(self._counts.values(), reverse=True)[:limit]
+
     def most_common(self, limit: int, least: int = 1) -> list[int | str]:
         """At most `limit` values that occurred at least `least` times, the most frequent first, ties by value."""
         return [value for value, count in self._ordered()[:limit] if count >= least]

@@ -42,9 +42,9 @@ def with_joint(draw: st.DrawFn) -> ColumnProgram:
         tuple(draw(st.lists(score, min_size=field.buckets, max_size=field.buckets))) if draw(st.booleans()) else ()
         for field in program.sketch.fields
     )
-    spec = SketchSpec(
-        program.sketch.fields, program.sketch.prediction_edges, JointSpec(scores, draw(st.integers(0, 1 << 62)))
-    )
+    alone = tuple(draw(st.integers(0, field.buckets)) for field in program.sketch.fields)
+    joint = JointSpec(scores, alone, draw(st.integers(0, 1 << 62)))
+    spec = SketchSpec(program.sketch.fields, program.sketch.prediction_edges, joint)
     return ColumnProgram(program.fields, program.chains, spec, program.keys)
 
 
@@ -111,14 +111,15 @@ def normal(seed: int, field: int, row: int, frequency: int) -> float:
 @settings(max_examples=20, deadline=None)
 def test_phases_by_their_definition(seed: int, buckets: int) -> None:
     scores = tuple(float(i) for i in range(buckets))
-    table = JointSpec((scores, ()), seed).phases([buckets, buckets])
+    table = JointSpec((scores, ()), (0, buckets - 1), seed).phases([buckets, buckets])
     assert table.shape == (2 * (buckets + 2), FREQUENCIES)
     unit = TURN / 6.283185307179586 * (1 / np.sqrt(2.0))
     for k in (0, 7, FREQUENCIES - 1):
         own = normal(seed, 0, buckets + 2, k)
         for i in range(buckets):
             assert int(table[i, k]) == int(np.floor(own * unit * scores[i] + 0.5)) % TURN
-            assert int(table[buckets + 2 + i, k]) == int(np.floor(normal(seed, 1, i, k) * unit + 0.5)) % TURN
+            place = i if i < buckets - 1 else buckets + 1  # the last one is as unseen values are
+            assert int(table[buckets + 2 + i, k]) == int(np.floor(normal(seed, 1, place, k) * unit + 0.5)) % TURN
         for i in (buckets, buckets + 1):  # missing, unseen
             assert int(table[i, k]) == int(np.floor(normal(seed, 0, i, k) * unit + 0.5)) % TURN
 
@@ -129,7 +130,7 @@ def test_mean_products_are_the_kernel() -> None:
     seeds, kernel = 400, np.zeros((3, 3))
     category = 0.0
     for seed in range(seeds):
-        turned = JointSpec((scores, ()), seed).phases([3, 3]).astype(np.float64) / TURN * 2 * np.pi
+        turned = JointSpec((scores, ()), (0, 3), seed).phases([3, 3]).astype(np.float64) / TURN * 2 * np.pi
         numbers, categories = turned[:3], turned[5:8]
         kernel += np.cos(numbers[:, None] - numbers[None]).mean(axis=2) / seeds
         category += float(np.cos(categories[0] - categories[1]).mean()) / seeds
@@ -142,7 +143,7 @@ def test_spec_is_kept_by_json_and_part_of_the_hash() -> None:
     field = RealField("x", (0.0,))
     bare = SketchSpec((field,))
     assert set(bare.to_json()) == {"fields", "prediction_edges"}  # hashes of older versions stay
-    whole = SketchSpec((field,), joint=JointSpec(((-0.5, 0.5),)))
+    whole = SketchSpec((field,), joint=JointSpec(((-0.5, 0.5),), (0,)))
     assert SketchSpec.from_json(json.loads(json.dumps(whole.to_json()))) == whole
     assert whole.hash != bare.hash
     assert not len(Sketch(bare).joint)
@@ -151,14 +152,18 @@ def test_spec_is_kept_by_json_and_part_of_the_hash() -> None:
 @pytest.mark.parametrize(
     "joint",
     [
-        {"seed": 1, "scores": [[0.0]]},
-        {"seed": 1, "scores": []},
-        {"seed": 1, "scores": [[0.0, 17.0]]},
-        {"seed": 1, "scores": [[0.0, "a"]]},
-        {"seed": -1, "scores": [[]]},
-        {"seed": True, "scores": [[]]},
-        {"scores": [[]]},
-        {"seed": 1, "scores": [[]], "frequencies": 64},
+        {"seed": 1, "scores": [[0.0]], "alone": [0]},
+        {"seed": 1, "scores": [], "alone": []},
+        {"seed": 1, "scores": [[]], "alone": []},
+        {"seed": 1, "scores": [[]], "alone": [3]},
+        {"seed": 1, "scores": [[]], "alone": [-1]},
+        {"seed": 1, "scores": [[0.0, 17.0]], "alone": [0]},
+        {"seed": 1, "scores": [[0.0, "a"]], "alone": [0]},
+        {"seed": -1, "scores": [[]], "alone": [0]},
+        {"seed": True, "scores": [[]], "alone": [0]},
+        {"scores": [[]], "alone": [0]},
+        {"seed": 1, "scores": [[]]},
+        {"seed": 1, "scores": [[]], "alone": [0], "frequencies": 64},
         [],
     ],
 )
@@ -170,7 +175,7 @@ def test_spec_that_is_damaged_is_refused(joint: Any) -> None:
 
 @pytest.mark.parametrize("damage", [b"", b"AAAA", b"!!!!", None])
 def test_sums_that_are_damaged_are_refused(damage: bytes | None) -> None:
-    spec = SketchSpec((RealField("x", (0.0,)),), joint=JointSpec(((),)))
+    spec = SketchSpec((RealField("x", (0.0,)),), joint=JointSpec(((),), (2,)))
     with pa.ipc.open_file(pa.BufferReader(Sketch(spec).to_bytes())) as reader:
         table = reader.read_all()
     metadata = dict(table.schema.metadata or {})
@@ -240,21 +245,30 @@ def correlated(random: np.random.Generator, rows: int, rho: float, width: int = 
     return {f"x{i}": x[:, i] for i in range(width)}
 
 
+def many_valued(random: np.random.Generator, rows: int) -> dict[str, Any]:
+    """Most values of a thousand are rare, and some not in the reference at all."""
+    weights = 1.0 / np.arange(1, 1001)
+    chosen = random.choice(1000, (2, rows), p=weights / weights.sum())
+    return {name: np.char.add("v", one.astype(str)) for name, one in zip("ab", chosen, strict=True)}
+
+
 def rare(random: np.random.Generator, rows: int, width: int = 6) -> dict[str, Any]:
     return {f"x{i}": np.where(random.random(rows) < 0.03, "rare", "usual") for i in range(width)}
 
 
 @pytest.mark.parametrize("rows", [LEAST_ROWS, 400])
-@pytest.mark.parametrize("kind", ["numbers", "rare"])
+@pytest.mark.parametrize("kind", ["numbers", "rare", "many-valued"])
 def test_without_drift_p_values_hold_their_level(kind: str, rows: int) -> None:
     random = np.random.default_rng(7)
 
     def draw(count: int) -> dict[str, Any]:
+        if kind == "many-valued":
+            return many_valued(random, count)
         return correlated(random, count, 0.5) if kind == "numbers" else rare(random, count)
 
     p_values = []
     for _ in range(15):
-        reference = draw(5000)
+        reference = draw(2000)
         program = fitted(reference, "real" if kind == "numbers" else "string")
         before = sketched(program, reference)
         found = [compare_jointly(before, sketched(program, draw(rows))) for _ in range(20)]

@@ -103,7 +103,7 @@ def test_never_more_than_the_rate_and_one_batch(batches: list[tuple[float, int]]
 
 # --- rows that are summed up as a whole
 
-SUMMED: Any = SketchSpec((RealField("x", (), 0.0, 1.0),), joint=JointSpec(((),)))
+SUMMED: Any = SketchSpec((RealField("x", (), 0.0, 1.0),), joint=JointSpec(((),), (0,)))
 
 
 class Summing:
