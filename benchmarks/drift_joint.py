@@ -28,10 +28,10 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import numpy as np
 import pyarrow as pa
-from _drift_data import drawn, population
+from _drift_data import drawn
 from _harness import arguments, quantiles, report
 from _together_data import CATEGORIES, SHIFTS, rows_of
-from drift import program_for, rate
+from drift import batch_of, people, program_for, rate
 from peers import nannyml_joint
 from peers.setup import Absent
 from trimtab._native import ColumnTable
@@ -57,7 +57,7 @@ def rare_rows(count: int, rng: np.random.Generator) -> dict[str, Any]:
 
 
 def tied_rows(count: int, rng: np.random.Generator) -> dict[str, Any]:
-    return drawn(population(), count, rng)
+    return drawn(people(), count, rng)
 
 
 KINDS: dict[str, Draw] = {"together": rows_of, "rare": rare_rows, "tied": tied_rows}
@@ -72,10 +72,8 @@ def fitted(rows: dict[str, Any], kind: str) -> ColumnProgram:
 
 
 def sketched(program: ColumnProgram, rows: dict[str, Any]) -> Sketch:
-    if "zipf" in rows:
-        rows = {**rows, "zipf": [f"value {i}" for i in rows["zipf"]]}
     sketch, executor = Sketch(program.sketch), CpuExecutor(program)
-    table = rows_from_arrow(pa.record_batch(rows), program.schema)
+    table = rows_from_arrow(batch_of(rows), program.schema)
     executor.run(table, sketch)
     executor.sum_jointly(table, np.arange(len(next(iter(rows.values()))), dtype=np.int64), sketch)
     return sketch
@@ -157,10 +155,10 @@ def theirs(quick: bool) -> list[Row]:
 
 def main() -> None:
     options = arguments(__doc__ or "")
-    count, powered = (200, 60) if options.quick else (2000, 200)
+    count, powered = (200, 60) if options.quick else (1000, 200)
     rows = cost(options.quick)
     tasks: list[Callable[[], list[Row]]] = [
-        partial(false_alarms, kind, window, reference, count if window <= 1000 else count // 5)
+        partial(false_alarms, kind, window, reference, count if window <= 1000 else count // 10)
         for kind in KINDS
         for window in WINDOWS
         for reference in REFERENCES
