@@ -38,8 +38,8 @@ EPSILON = 1e-12
 class RandomFeatures:
     """Which features. Raises TensorError.
 
-    width: numbers of an embedding, 1 to 16,384. frequencies: D, 1 to 4,096; an estimate's error falls with its root, and
-    256 is usual. bandwidth: of the kernel, 0.01 to 100, between rows of norm 1; the median distance of pairs of the
+    width: numbers of an embedding, 1 to 16,384. frequencies: D, 1 to 4,096; an estimate's error falls with its root,
+    and 256 is usual. bandwidth: of the kernel, 0.01 to 100, between rows of norm 1; the median distance of pairs of the
     reference's rows is usual (Gretton et al.). seed: of W.
     """
 

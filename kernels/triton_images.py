@@ -31,6 +31,23 @@ def _byte(w0: Value, w1: Value, w2: Value, w3: Value, place: constexpr) -> Value
 
 
 @jit()
+def _store_plane(
+    planes: Value,
+    constants: Value,
+    image: Value,
+    at: Value,
+    x: Value,
+    channel: constexpr,
+    CHANNELS: constexpr,
+    PIXELS: constexpr,
+) -> None:
+    """Writes the normalised values of pixels `at` of one image's channel."""
+    shift, scale = tl.load(constants + channel), tl.load(constants + CHANNELS + channel)
+    answer = ((x - shift) * scale).to(planes.dtype.element_ty)
+    tl.store(planes + (image * CHANNELS + channel) * PIXELS + at, answer, mask=at < PIXELS)
+
+
+@jit()
 def images_kernel(
     images: Value,
     planes: Value,
@@ -53,18 +70,18 @@ def images_kernel(
         w1 = _word(words, groups, inside, 1, CHANNELS) if CHANNELS > 1 else w0
         w2 = _word(words, groups, inside, 2, CHANNELS) if CHANNELS > 2 else w0
         w3 = _word(words, groups, inside, 3, CHANNELS) if CHANNELS > 3 else w0
-    for channel in tl.static_range(CHANNELS):
-        if WORDS:
+        for channel in tl.static_range(CHANNELS):
             x0 = _byte(w0, w1, w2, w3, channel)
             x1 = _byte(w0, w1, w2, w3, CHANNELS + channel)
             x2 = _byte(w0, w1, w2, w3, 2 * CHANNELS + channel)
             x3 = _byte(w0, w1, w2, w3, 3 * CHANNELS + channel)
             x = tl.interleave(tl.interleave(x0, x2), tl.interleave(x1, x3))
-        else:
-            x = tl.load(images + image * (PIXELS * CHANNELS) + at * CHANNELS + channel, mask=at < PIXELS, other=0)
-        shift, scale = tl.load(constants + channel), tl.load(constants + CHANNELS + channel)
-        answer = ((x.to(tl.float32) - shift) * scale).to(planes.dtype.element_ty)
-        tl.store(planes + (image * CHANNELS + channel) * PIXELS + at, answer, mask=at < PIXELS)
+            _store_plane(planes, constants, image, at, x, channel, CHANNELS, PIXELS)
+    else:
+        pixels = images + image * (PIXELS * CHANNELS) + at * CHANNELS
+        for channel in tl.static_range(CHANNELS):
+            x = tl.load(pixels + channel, mask=at < PIXELS, other=0).to(tl.float32)
+            _store_plane(planes, constants, image, at, x, channel, CHANNELS, PIXELS)
 
 
 def launch_images(images: torch.Tensor, planes: torch.Tensor, constants: torch.Tensor) -> None:

@@ -1,12 +1,12 @@
 """The kernel of `predictions`: rows of logits to counts and moments, and probabilities.
 
 A program takes tiles of whole rows, and every sum that it needs stays in registers until its last tile. Rows of up to
-512 logits (2,048 with four warps) stay in registers too; longer ones are read again from the cache, once for the
-largest and once for the sums. Counts are integers: for each edge the values that are >= it, which costs one compare and
-one add whatever the values are; `tl.histogram` of Triton 3.6 lowers to ballots, 80 to 180 instructions a value, and
-atomics in a loop make rows of one bin slow. At its end a program adds them to the totals by integer atomics, which
-give the same in any order. Moments are float64: a program's go to a column of their own, and a second kernel adds these
-up in order. How many programs there are depends on the shape alone, so the same rows give the same bits.
+512 logits a warp stay in registers too; longer ones are read again from the cache, once for the largest and once for
+the sums. Counts are integers: for each edge the values that are >= it, which costs one compare and one add whatever the
+values are; `tl.histogram` of Triton 3.6 lowers to ballots, 80 to 180 instructions a value, and atomics in a loop make
+rows of one bin slow. At its end a program adds them to the totals by integer atomics, which give the same in any order.
+Moments are float64: a program's go to a column of their own, and a second kernel adds these up in order. How many
+programs there are depends on the shape alone, so the same rows give the same bits.
 
 Turned down: an online softmax in one pass, which takes two exponentials a logit.
 """
@@ -262,7 +262,7 @@ class Plan:
     @classmethod
     def of(cls, rows: int, width: int) -> Plan:
         """The plan for rows > 0 rows of so many logits."""
-        warps = 1 if width <= 1024 else 4
+        warps = 1 if width <= 1024 else 4 if width <= 10240 else 8
         block_classes = min(next_power_of_2(max(width, 2)), 512 * warps)
         block_rows = min(max(256 // block_classes, 1), 32 if block_classes <= 4 else 16)
         all_tiles = -(-rows // block_rows)
