@@ -107,8 +107,8 @@ class FeatureSums:
         CUDA this launches two kernels, allocates nothing and waits for nothing, so it can be captured in a graph, once
         one call with the same outputs has compiled it. Raises TensorError.
         """
-        rows = embeddings.shape[0] if embeddings.dim() == 2 else None
-        check_tensor("embeddings", embeddings, (self.dtype,), (None, self.spec.width), self.device)
+        check_tensor("embeddings", embeddings, (self.dtype,), ("n", self.spec.width), self.device)
+        rows = embeddings.shape[0]
         outputs = (("normalised", normalised, self.spec.width), ("features", features, 2 * self.spec.frequencies))
         for name, out, width in outputs:
             if out is not None:

@@ -47,7 +47,7 @@ def normalise_images(
     `channel_constants` gave, on the images' device. out: contiguous, float16, bfloat16 or float32. With `out`, on CUDA,
     this is one launch that allocates nothing and waits for nothing. Raises TensorError.
     """
-    check_tensor("images", images, (torch.uint8,), (None, None, None, None), contiguous=True)
+    check_tensor("images", images, (torch.uint8,), ("n", "height", "width", "channels"), contiguous=True)
     n, height, width, channels = images.shape
     if not 1 <= channels <= MAX_CHANNELS:
         raise TensorError(f"images: expected shape [n, height, width, 1 to {MAX_CHANNELS}], got {list(images.shape)}")

@@ -33,7 +33,7 @@ from trimtab.kernels.tensors import FLOATS, check_tensor, next_power_of_2, runs_
 __all__ = ["MAX_CLASSES", "STATISTICS", "PredictionSpec", "PredictionStatistics", "prediction_rows"]
 
 MAX_CLASSES = 16384
-MAX_EDGES = 255
+MAX_EDGES = 127  # beyond, registers would spill
 MAX_PROGRAMS = 4096
 """How many programs of a kernel may keep moments of their own."""
 STATISTICS = ("prediction", "entropy", "margin")
@@ -43,7 +43,7 @@ STATISTICS = ("prediction", "entropy", "margin")
 class PredictionSpec:
     """What is counted of a model's predictions. width: logits a row, 1 (binary) or one a class, at most 16,384.
 
-    Edges are strictly increasing float32 numbers, at most 255 of each; bucket i counts the values with exactly i edges
+    Edges are strictly increasing float32 numbers, at most 127 of each; bucket i counts the values with exactly i edges
     <= x. Entropy edges default to 32 equal parts of [0, log classes], margin edges to those of [0, 1]. Raises
     TensorError, and ProgramError for edges.
     """
@@ -133,8 +133,8 @@ class PredictionStatistics:
         two kernels, allocates nothing and waits for nothing, so it can be captured in a graph, once one call with the
         same dtypes has compiled it. Raises TensorError.
         """
-        rows = logits.shape[0] if logits.dim() == 2 else None
-        check_tensor("logits", logits, FLOATS, (None, self.spec.width), self.device)
+        check_tensor("logits", logits, FLOATS, ("n", self.spec.width), self.device)
+        rows = logits.shape[0]
         if probabilities is not None:
             shape = (rows, self.spec.width)
             check_tensor("probabilities", probabilities, FLOATS, shape, self.device, contiguous=True)

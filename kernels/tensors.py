@@ -47,21 +47,20 @@ def check_tensor(
     name: str,
     tensor: torch.Tensor,
     dtypes: Sequence[torch.dtype],
-    shape: Sequence[int | None],
+    shape: Sequence[int | str],
     device: torch.device | None = None,
     *,
     contiguous: bool = False,
 ) -> None:
-    """Raises TensorError unless the tensor has one of the dtypes, the shape (None: any length) and the device, and its
-    rows' elements lie side by side; contiguous: all of them."""
+    """Raises TensorError unless the tensor has one of the dtypes, the shape (a name: any length) and the device, and
+    its rows' elements lie side by side; contiguous: all of them."""
     if tensor.dtype not in dtypes:
         raise TensorError(f"{name}: expected {' or '.join(map(str, dtypes))}, got {tensor.dtype}")
     fits = tensor.dim() == len(shape) and all(
-        want in (None, have) for want, have in zip(shape, tensor.shape, strict=True)
+        isinstance(want, str) or want == have for want, have in zip(shape, tensor.shape, strict=True)
     )
     if not fits:
-        wanted = ", ".join("n" if want is None else str(want) for want in shape)
-        raise TensorError(f"{name}: expected shape [{wanted}], got {list(tensor.shape)}")
+        raise TensorError(f"{name}: expected shape [{', '.join(map(str, shape))}], got {list(tensor.shape)}")
     if device is not None and tensor.device != device:
         raise TensorError(f"{name}: expected a tensor on {device}, got one on {tensor.device}")
     if contiguous and not tensor.is_contiguous():

@@ -146,8 +146,8 @@ def features_kernel(
     tl.store(parts, cosines, mask=places < FREQUENCIES)
     tl.store(parts + FREQUENCIES, sines, mask=places < FREQUENCIES)
     if block == 0:
-        tl.atomic_add(counts, found + missing)
-        tl.atomic_add(counts + 1, missing)
+        tl.atomic_add(counts, found + missing, sem="relaxed")
+        tl.atomic_add(counts + 1, missing, sem="relaxed")
 
 
 @jit(runtime=("programs",))

@@ -58,9 +58,9 @@ def _count_at_least(values: Value, valid: Value, edges: Value, ROWS: constexpr) 
 def _add_buckets(buckets: Value, reached: Value, valid: Value, places: Value) -> None:
     """Adds to int64 buckets what lies between neighbouring edges: of the valid values, `reached` are >= each edge."""
     reached = reached.to(tl.int64)
-    tl.atomic_add(buckets, valid)
-    tl.atomic_add(buckets + places, -reached, mask=reached > 0)
-    tl.atomic_add(buckets + places + 1, reached, mask=reached > 0)
+    tl.atomic_add(buckets, valid, sem="relaxed")
+    tl.atomic_add(buckets + places, -reached, mask=reached > 0, sem="relaxed")
+    tl.atomic_add(buckets + places + 1, reached, mask=reached > 0, sem="relaxed")
 
 
 @jit()
@@ -190,7 +190,7 @@ def statistics_kernel(
             chosen += tl.sum(((columns[None, :] == likeliest[:, None]) & valid[:, None]).to(tl.int32), 0)
         else:
             ends = valid & (likeliest != last)
-            tl.atomic_add(classes + last, run.to(tl.int64), mask=ends & (run > 0))
+            tl.atomic_add(classes + last, run.to(tl.int64), mask=ends & (run > 0), sem="relaxed")
             run = tl.where(ends, 1, run + valid.to(tl.int32))
             last = tl.where(ends, likeliest, last)
         reached_p += _count_at_least(prediction, valid, edges_p, BLOCK_ROWS)
@@ -201,15 +201,15 @@ def statistics_kernel(
         low_m, high_m, sum_m, square_m = _add_moments(margin, valid, shift_m, low_m, high_m, sum_m, square_m)
         tile += 1
 
-    tl.atomic_add(counts, found + missing)
-    tl.atomic_add(counts + 1, missing)
+    tl.atomic_add(counts, found + missing, sem="relaxed")
+    tl.atomic_add(counts + 1, missing, sem="relaxed")
     _add_buckets(counts + 2, reached_p, found, places)
     _add_buckets(counts + 2 + (EDGES + 1), reached_h, found, places)
     _add_buckets(counts + 2 + 2 * (EDGES + 1), reached_m, found, places)
     if CHUNKS * BLOCK_CLASSES <= 128:
-        tl.atomic_add(classes + columns, chosen.to(tl.int64), mask=chosen > 0)
+        tl.atomic_add(classes + columns, chosen.to(tl.int64), mask=chosen > 0, sem="relaxed")
     else:
-        tl.atomic_add(classes + last, run.to(tl.int64), mask=run > 0)
+        tl.atomic_add(classes + last, run.to(tl.int64), mask=run > 0, sem="relaxed")
     _store_moments(partials + program, low_p, high_p, sum_p, square_p, PROGRAMS)
     _store_moments(partials + 4 * PROGRAMS + program, low_h, high_h, sum_h, square_h, PROGRAMS)
     _store_moments(partials + 8 * PROGRAMS + program, low_m, high_m, sum_m, square_m, PROGRAMS)

@@ -86,7 +86,7 @@ def test_what_is_refused(device: str) -> None:
     constants = channel_constants(MEAN[:3], DEVIATION[:3], device)
     for wrong, message in [
         (images.float(), "images: expected torch.uint8, got torch.float32"),
-        (images[0], r"images: expected shape \[n, n, n, n\], got \[4, 4, 3\]"),
+        (images[0], r"images: expected shape \[n, height, width, channels\], got \[4, 4, 3\]"),
         (images[:, ::2], "images: expected a contiguous"),
         (images.reshape(2, 4, 2, 6), "1 to 4"),
         (images.reshape(2, 4, 6, 2), r"constants: expected shape \[2, 2\], got \[2, 3\]"),

@@ -157,7 +157,7 @@ def test_values_on_edges(device: str) -> None:
 
 
 @devices
-@pytest.mark.parametrize("count", [0, 1, 15, 16, 17, 100, 255])
+@pytest.mark.parametrize("count", [0, 1, 15, 16, 17, 64, 127])
 def test_any_number_of_edges(device: str, count: int) -> None:
     edges = tuple(np.linspace(0, 1, count, dtype=np.float32).tolist())
     spec = PredictionSpec(3, edges, edges[::2], edges[: count // 3])
@@ -259,8 +259,8 @@ def test_what_is_refused(device: str) -> None:
     for width in (0, 16_385):
         with pytest.raises(TensorError, match=f"width: expected 1 to 16384 logits a row, got {width}"):
             PredictionSpec(width)
-    with pytest.raises(TensorError, match="margin_edges: expected at most 255"):
-        PredictionSpec(2, margin_edges=tuple(range(256)))
+    with pytest.raises(TensorError, match="margin_edges: expected at most 127"):
+        PredictionSpec(2, margin_edges=tuple(range(128)))
     with pytest.raises(ProgramError, match="entropy_edges"):
         PredictionSpec(2, entropy_edges=(1.0, 1.0))
 

@@ -9,6 +9,7 @@ import torch
 from trimtab.kernels.embeddings import FeatureSums, RandomFeatures
 from trimtab.kernels.images import channel_constants
 from trimtab.kernels.predictions import PredictionSpec, PredictionStatistics
+from trimtab.kernels.sketch_spec import DEFAULT_PREDICTION_EDGES
 from trimtab.kernels.tensors import interpreted
 
 from .offline import Compiled, compiled
@@ -22,8 +23,10 @@ from trimtab.kernels import triton_embeddings, triton_images, triton_predictions
 HALF, FULL, BRAIN = torch.float16, torch.float32, torch.bfloat16
 
 
-def of_predictions(folder: Path, width: int, dtype: torch.dtype, writes: bool) -> list[Compiled]:
-    totals = PredictionStatistics(PredictionSpec(width))
+def of_predictions(
+    folder: Path, width: int, dtype: torch.dtype, writes: bool, edges: tuple[float, ...] = DEFAULT_PREDICTION_EDGES
+) -> list[Compiled]:
+    totals = PredictionStatistics(PredictionSpec(width, edges))
     logits = torch.zeros(100_000 if width < 100 else 50, width, dtype=dtype)
     outs = (torch.empty(logits.shape), torch.empty(len(logits), 3)) if writes else (None, None)
     kept = (totals.counts, totals.classes, totals.moments, totals._partials)
@@ -48,6 +51,12 @@ def test_predictions(tmp_path: Path, width: int, dtype: torch.dtype, writes: boo
     assert counting.count("ATOMS|MATCH") == 0  # what counts is compares and adds
     if width * dtype.itemsize % 16 == 0 and width > 100:
         assert counting.count(r"LDG\.E\.128") > 0
+
+
+@pytest.mark.parametrize("width", [2, 10, 1000])
+def test_predictions_of_most_edges(tmp_path: Path, width: int) -> None:
+    counting, _ = of_predictions(tmp_path, width, FULL, True, tuple(i / 128 for i in range(127)))
+    assert counting.stack == 0
 
 
 @pytest.mark.parametrize(
