@@ -46,12 +46,25 @@ def _powers(x: Value, most: Value) -> Value:
 
 
 @jit()
-def _count_at_least(values: Value, valid: Value, edges: Value, ROWS: constexpr) -> Value:
-    """int32 [edges]: how many valid values are >= each edge; none where the edge is NaN."""
-    values = tl.where(valid, values, float("nan"))
-    # So that each lane takes an edge; else Triton leaves a row to its lane, which then holds every edge.
-    values = tl.gather(values, tl.arange(0, ROWS), 0)
-    return tl.sum((values[:, None] >= edges[None, :]).to(tl.int32), 0)
+def _load_edges(edges: Value, GROUPS: constexpr, LANES: constexpr, EDGES: constexpr) -> Value:
+    """float32 [1, edges / lanes, groups, lanes], the same for each group. Loaded in this shape because Triton then lays
+    the comparisons out so: a lane takes one group of a tile's rows, and fetches few of the other lanes' values."""
+    places = tl.arange(0, EDGES // LANES)[:, None, None] * LANES + tl.arange(0, LANES)[None, None, :]
+    return tl.load(edges + (places + tl.arange(0, GROUPS)[None, :, None] * 0))[None, :, :, :]
+
+
+@jit()
+def _a_row_a_lane(values: Value, valid: Value, ROWS: constexpr) -> Value:
+    """The values, NaN where they are not valid, a row to a lane: Triton would leave them as the logits lie, a row in
+    several lanes and several rows in one."""
+    return tl.gather(tl.where(valid, values, float("nan")), tl.arange(0, ROWS), 0)
+
+
+@jit()
+def _count_at_least(values: Value, edges: Value, ROWS: constexpr, GROUPS: constexpr) -> Value:
+    """int32 [edges / lanes, groups, lanes]: how many values of each group of rows are >= each edge; NaN is none."""
+    values = tl.reshape(tl.gather(values, tl.arange(0, ROWS), 0), [ROWS // GROUPS, 1, GROUPS, 1])
+    return tl.sum((values >= edges).to(tl.int32), 0)
 
 
 @jit()
@@ -64,23 +77,19 @@ def _add_buckets(buckets: Value, reached: Value, valid: Value, places: Value) ->
 
 
 @jit()
-def _add_moments(
-    values: Value, valid: Value, shift: Value, low: Value, high: Value, sums: Value, squares: Value
-) -> Value:
-    """Minimum, maximum, sum and sum of squares of (x - shift) with a tile's valid values."""
-    away = tl.where(valid, values.to(tl.float64) - shift, 0.0)
-    low = tl.minimum(low, tl.min(tl.where(valid, values, float("inf")), 0))
-    high = tl.maximum(high, tl.max(tl.where(valid, values, float("-inf")), 0))
-    return low, high, sums + tl.sum(away, 0), squares + tl.sum(away * away, 0)
+def _add_moments(values: Value, shift: Value, low: Value, high: Value, sums: Value, squares: Value) -> Value:
+    """Each row slot's minimum, maximum, sum and sum of squares of (x - shift) with a tile's values, but NaN."""
+    away = tl.where(values == values, values.to(tl.float64) - shift, 0.0)
+    return tl.minimum(low, values), tl.maximum(high, values), sums + away, squares + away * away
 
 
 @jit()
 def _store_moments(partials: Value, low: Value, high: Value, sums: Value, squares: Value, PROGRAMS: constexpr) -> None:
     """Keeps a program's moments for the second kernel."""
-    tl.store(partials, low.to(tl.float64))
-    tl.store(partials + PROGRAMS, high.to(tl.float64))
-    tl.store(partials + 2 * PROGRAMS, sums)
-    tl.store(partials + 3 * PROGRAMS, squares)
+    tl.store(partials, tl.min(low, 0).to(tl.float64))
+    tl.store(partials + PROGRAMS, tl.max(high, 0).to(tl.float64))
+    tl.store(partials + 2 * PROGRAMS, tl.sum(sums, 0))
+    tl.store(partials + 3 * PROGRAMS, tl.sum(squares, 0))
 
 
 @jit(runtime=("n", "tiles"))
@@ -106,18 +115,20 @@ def statistics_kernel(
     WRITE_ROWS: constexpr,
 ) -> None:
     """Adds a program's `tiles` tiles of [BLOCK_ROWS, WIDTH] logits to counts and classes; its moments to partials."""
+    GROUPS: constexpr = min(BLOCK_ROWS, 4)
+    LANES: constexpr = 32 // GROUPS
     program = tl.program_id(0)
     columns = tl.arange(0, BLOCK_CLASSES)
     places = tl.arange(0, EDGES)
-    edges_p = tl.load(edges + places)
-    edges_h = tl.load(edges + EDGES + places)
-    edges_m = tl.load(edges + 2 * EDGES + places)
+    edges_p = _load_edges(edges, GROUPS, LANES, EDGES)
+    edges_h = _load_edges(edges + EDGES, GROUPS, LANES, EDGES)
+    edges_m = _load_edges(edges + 2 * EDGES, GROUPS, LANES, EDGES)
     shift_p, shift_h, shift_m = tl.load(shifts), tl.load(shifts + 1), tl.load(shifts + 2)
-    zero = tl.sum(tl.zeros([1], tl.float64), 0)
-    far = tl.max(tl.full([1], float("inf"), tl.float32), 0)
-    reached_p = tl.zeros([EDGES], tl.int32)
-    reached_h = tl.zeros([EDGES], tl.int32)
-    reached_m = tl.zeros([EDGES], tl.int32)
+    zero = tl.zeros([BLOCK_ROWS], tl.float64)
+    far = tl.full([BLOCK_ROWS], float("inf"), tl.float32)
+    reached_p = tl.zeros([EDGES // LANES, GROUPS, LANES], tl.int32)
+    reached_h = tl.zeros([EDGES // LANES, GROUPS, LANES], tl.int32)
+    reached_m = tl.zeros([EDGES // LANES, GROUPS, LANES], tl.int32)
     sum_p, sum_h, sum_m = zero, zero, zero
     square_p, square_h, square_m = zero, zero, zero
     low_p, low_h, low_m = far, far, far
@@ -193,19 +204,22 @@ def statistics_kernel(
             tl.atomic_add(classes + last, run.to(tl.int64), mask=ends & (run > 0), sem="relaxed")
             run = tl.where(ends, 1, run + valid.to(tl.int32))
             last = tl.where(ends, likeliest, last)
-        reached_p += _count_at_least(prediction, valid, edges_p, BLOCK_ROWS)
-        reached_h += _count_at_least(entropy, valid, edges_h, BLOCK_ROWS)
-        reached_m += _count_at_least(margin, valid, edges_m, BLOCK_ROWS)
-        low_p, high_p, sum_p, square_p = _add_moments(prediction, valid, shift_p, low_p, high_p, sum_p, square_p)
-        low_h, high_h, sum_h, square_h = _add_moments(entropy, valid, shift_h, low_h, high_h, sum_h, square_h)
-        low_m, high_m, sum_m, square_m = _add_moments(margin, valid, shift_m, low_m, high_m, sum_m, square_m)
+        p = _a_row_a_lane(prediction, valid, BLOCK_ROWS)
+        h = _a_row_a_lane(entropy, valid, BLOCK_ROWS)
+        m = _a_row_a_lane(margin, valid, BLOCK_ROWS)
+        reached_p += _count_at_least(p, edges_p, BLOCK_ROWS, GROUPS)
+        reached_h += _count_at_least(h, edges_h, BLOCK_ROWS, GROUPS)
+        reached_m += _count_at_least(m, edges_m, BLOCK_ROWS, GROUPS)
+        low_p, high_p, sum_p, square_p = _add_moments(p, shift_p, low_p, high_p, sum_p, square_p)
+        low_h, high_h, sum_h, square_h = _add_moments(h, shift_h, low_h, high_h, sum_h, square_h)
+        low_m, high_m, sum_m, square_m = _add_moments(m, shift_m, low_m, high_m, sum_m, square_m)
         tile += 1
 
     tl.atomic_add(counts, found + missing, sem="relaxed")
     tl.atomic_add(counts + 1, missing, sem="relaxed")
-    _add_buckets(counts + 2, reached_p, found, places)
-    _add_buckets(counts + 2 + (EDGES + 1), reached_h, found, places)
-    _add_buckets(counts + 2 + 2 * (EDGES + 1), reached_m, found, places)
+    _add_buckets(counts + 2, tl.reshape(tl.sum(reached_p, 1), [EDGES]), found, places)
+    _add_buckets(counts + 2 + (EDGES + 1), tl.reshape(tl.sum(reached_h, 1), [EDGES]), found, places)
+    _add_buckets(counts + 2 + 2 * (EDGES + 1), tl.reshape(tl.sum(reached_m, 1), [EDGES]), found, places)
     if CHUNKS * BLOCK_CLASSES <= 128:
         tl.atomic_add(classes + columns, chosen.to(tl.int64), mask=chosen > 0, sem="relaxed")
     else:
@@ -261,10 +275,11 @@ class Plan:
 
     @classmethod
     def of(cls, rows: int, width: int) -> Plan:
-        """The plan for rows > 0 rows of so many logits."""
+        """The plan for rows > 0 rows of so many logits. Larger tiles would take more registers than they save
+        instructions."""
         warps = 1 if width <= 1024 else 4 if width <= 10240 else 8
         block_classes = min(next_power_of_2(max(width, 2)), 512 * warps)
-        block_rows = min(max(256 // block_classes, 1), 32 if block_classes <= 4 else 16)
+        block_rows = 32 if block_classes == 2 else min(max(256 // block_classes, 1), 8)
         all_tiles = -(-rows // block_rows)
         tiles = -(-all_tiles // MAX_PROGRAMS)
         return cls(-(-all_tiles // tiles), tiles, block_rows, block_classes, -(-width // block_classes), warps)

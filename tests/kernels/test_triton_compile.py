@@ -37,8 +37,8 @@ def of_predictions(
 @pytest.mark.parametrize(
     ("width", "dtype", "writes", "registers"),
     [
-        *((1, FULL, True, 80), (2, FULL, False, 64), (2, HALF, True, 64), (3, FULL, True, 112), (5, BRAIN, True, 128)),
-        *((10, HALF, False, 96), (10, HALF, True, 128), (32, BRAIN, True, 96), (100, FULL, True, 96)),
+        *((1, FULL, True, 104), (2, FULL, False, 80), (2, HALF, True, 96), (3, FULL, True, 112), (5, BRAIN, True, 112)),
+        *((10, HALF, False, 96), (10, HALF, True, 128), (32, BRAIN, True, 128), (100, FULL, True, 96)),
         *((250, HALF, False, 64), (250, FULL, True, 80), (1000, FULL, True, 104), (1000, HALF, False, 96)),
         *((2000, BRAIN, True, 112), (10_000, FULL, False, 96), (10_000, HALF, True, 96), (16_384, FULL, True, 128)),
     ],
