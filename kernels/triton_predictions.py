@@ -79,8 +79,11 @@ def _add_buckets(buckets: Value, reached: Value, valid: Value, places: Value) ->
 @jit()
 def _add_moments(values: Value, shift: Value, low: Value, high: Value, sums: Value, squares: Value) -> Value:
     """Each row slot's minimum, maximum, sum and sum of squares of (x - shift) with a tile's values, but NaN."""
-    away = tl.where(values == values, values.to(tl.float64) - shift, 0.0)
-    return tl.minimum(low, values), tl.maximum(high, values), sums + away, squares + away * away
+    known = values == values
+    low = tl.minimum(low, tl.where(known, values, float("inf")))  # which of a NaN and a number is less is not defined
+    high = tl.maximum(high, tl.where(known, values, float("-inf")))
+    away = tl.where(known, values.to(tl.float64) - shift, 0.0)
+    return low, high, sums + away, squares + away * away
 
 
 @jit()
