@@ -166,12 +166,12 @@ def test_any_number_of_edges(device: str, count: int) -> None:
 
 
 @devices
-@pytest.mark.parametrize("width", [2, 300])
-def test_batches_add_up(device: str, width: int) -> None:
-    logits = hostile_logits(50, width, torch.float32)
+@pytest.mark.parametrize(("rows", "width"), [(50, 2), (18, 300)])
+def test_batches_add_up(device: str, rows: int, width: int) -> None:
+    logits = hostile_logits(rows, width, torch.float32)
     whole, _ = added(logits, device)
     parts, sketches = PredictionStatistics(whole.spec, device), Sketch(whole.spec.sketch)
-    for part in (logits[:0], logits[:1], logits[1:40], logits[40:]):
+    for part in (logits[:0], logits[:1], logits[1:12], logits[12:]):
         parts.add(part.to(device))
         sketches.merge(added(part, device)[0].sketch())
     for merged in (parts.sketch(), sketches):
