@@ -68,7 +68,7 @@ pip=(.venv/bin/python -m pip --disable-pip-version-check install --quiet --const
 say "installing the pinned dependencies (a few minutes the first time)"
 # torch goes first and by its exact version, so that nothing else can choose another build.
 "${pip[@]}" "torch==$(sed -n 's/^torch==//p' constraints.txt)"
-if [ $kind = dev ] && ! .venv/bin/python -c 'import triton' 2>/dev/null; then  # what the tests compile GPU kernels with
+if [ $kind = dev ] && ! .venv/bin/python -c 'from importlib.metadata import version; version("triton")' 2>/dev/null; then  # what the tests compile GPU kernels with
   "${pip[@]}" --no-deps "triton==$(sed -n 's/^triton==//p' constraints.txt)"
 fi
 "${pip[@]}" scikit-build-core pybind11 grpcio-tools mypy-protobuf cmake ninja setuptools
