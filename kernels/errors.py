@@ -5,6 +5,7 @@ KernelError
 ├── ColumnError     a table that does not have the columns a schema asks for
 ├── FitError        a program cannot be fitted from these rows
 ├── SketchError     sketches that do not belong together, damaged sketch bytes
+├── TensorError     a tensor whose shape, dtype, layout or device a kernel for tensors does not take
 └── ExecutorError   a slab, device or program that an executor cannot run
 
 `code` is the gRPC status name that an error has when it reaches a client; the server translates it once, at its edge.
@@ -43,6 +44,12 @@ class SketchError(KernelError):
     """Sketches of different specs were mixed, or a sketch's bytes are damaged."""
 
     code = "FAILED_PRECONDITION"
+
+
+class TensorError(KernelError):
+    """A kernel for tensors was given a tensor that it does not take."""
+
+    code = "INVALID_ARGUMENT"
 
 
 class ExecutorError(KernelError):

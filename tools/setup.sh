@@ -62,10 +62,15 @@ if ! [ -x .venv/bin/python ] || [ "$(.venv/bin/python -c 'import sys; print("%d.
   rm -rf .venv
   "$python" -m venv .venv
 fi
-pip=(.venv/bin/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt)
+# A torch built for CUDA brings the Triton that it was built with, so no step but our own may pin another.
+grep -v '^triton==' constraints.txt >.venv/constraints.txt
+pip=(.venv/bin/python -m pip --disable-pip-version-check install --quiet --constraint .venv/constraints.txt)
 say "installing the pinned dependencies (a few minutes the first time)"
 # torch goes first and by its exact version, so that nothing else can choose another build.
 "${pip[@]}" "torch==$(sed -n 's/^torch==//p' constraints.txt)"
+if [ $kind = dev ] && ! .venv/bin/python -c 'from importlib.metadata import version; version("triton")' 2>/dev/null; then  # what the tests compile GPU kernels with
+  "${pip[@]}" --no-deps "triton==$(sed -n 's/^triton==//p' constraints.txt)"
+fi
 "${pip[@]}" scikit-build-core pybind11 grpcio-tools mypy-protobuf cmake ninja setuptools
 say "building the native extension and the protocol stubs"
 "${pip[@]}" --no-build-isolation --use-pep517 --editable ".[$extras]"

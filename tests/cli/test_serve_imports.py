@@ -9,7 +9,7 @@ import sys
 
 HEAVY = {
     *("alembic", "dbos", "croniter", "matplotlib", "mlflow", "optuna", "pandas", "rich.table", "river", "scipy"),
-    *("sqlalchemy", "sympy", "torch._dynamo", "torch._inductor", "pyarrow.dataset", "pyarrow.parquet"),
+    *("sqlalchemy", "sympy", "torch._dynamo", "torch._inductor", "triton", "pyarrow.dataset", "pyarrow.parquet"),
     *("trimtab.kernels.fit", "trimtab.kernels.reference", "trimtab.trainer"),
 }
 IMPORTS = """
