@@ -131,7 +131,7 @@ def compare_rows(
 ) -> Comparison:
     """Reads both sides and compares them; `window_us` 0: no windows. Raises DataError, and UsageError where there would
     be too many windows."""
-    clock = current.clock
+    clock, count = current.clock, 1
     if window_us and clock is not None:
         low, high = clock.first if current.low is None else max(clock.first, current.low), clock.last
         count = (window_start(high, window_us) - window_start(low, window_us)) // window_us + 1
@@ -144,7 +144,7 @@ def compare_rows(
     program = fit_sketch([column.field for column in columns], reference.batches(names))
     values_before, values_now = ColumnValues(program), ColumnValues(program)
     before = sketch_rows(program, reference, 0, values_before)[0][NO_TIME]
-    windows, untimed = sketch_rows(program, current, window_us, values_now)
+    windows, untimed = sketch_rows(program, current, window_us, values_now, count)
     now = Sketch(program.sketch)
     for sketch in windows.values():
         now.merge(sketch)
@@ -174,22 +174,24 @@ def compare_rows(
         )
     features.sort(key=lambda feature: (-feature.effect, feature.adjusted_p_value))
     spans = tuple(Window(start, start + window_us, windows[start].rows) for start in timed)
-    joint, *by_time = (_jointly(before, one, alpha) for one in (now, *(windows[start] for start in timed)))
+    joint = _judged_jointly([compare_jointly(before, now)], alpha)[0]
+    by_time = _judged_jointly([compare_jointly(before, windows[start]) for start in timed], alpha)
     return Comparison(before.rows, now.rows, untimed, tuple(features), spans, tuple(left), joint, tuple(by_time))
 
 
-def _jointly(before: Sketch, now: Sketch, alpha: float) -> JointDrift | None:
-    found = compare_jointly(before, now)
-    return found and replace(found, alarm=found.p_value <= alpha and found.effect >= MIN_EFFECT)
+def _judged_jointly(found: Sequence[JointDrift | None], alpha: float) -> list[JointDrift | None]:
+    """Which have drifted, by p-values that are adjusted over all of them."""
+    adjusted = iter(benjamini_hochberg([one.p_value for one in found if one is not None]))
+    return [one and replace(one, alarm=next(adjusted) <= alpha and one.effect >= MIN_EFFECT) for one in found]
 
 
 def sketch_rows(
-    program: ColumnProgram, rows: Rows, window_us: int, values: ColumnValues | None = None
+    program: ColumnProgram, rows: Rows, window_us: int, values: ColumnValues | None = None, windows: int = 1
 ) -> tuple[dict[int, Sketch], int]:
     """A sketch for each window's start, those without a window (no length given, no time) under NO_TIME; and how many
     rows have no time. All rows go to `values`, too, and a sample of them to the sketches' joint parts."""
     executor = CpuExecutor(program)
-    threads = cores()
+    threads, whole = cores(), rows.count()
     names = [field.name for field in program.fields]
     sketches: dict[int, Sketch] = {} if window_us else {NO_TIME: Sketch(program.sketch)}
     untimed = seen = 0
@@ -198,7 +200,7 @@ def sketch_rows(
         arrays = arrays_from_arrow(batch, program.schema)
         if values is not None:
             values.add(arrays)
-        taken = even_sample(seen, batch.num_rows, rows.table.rows, len(names))
+        taken = even_sample(seen, batch.num_rows, whole, len(names), windows)
         seen += batch.num_rows
         if starts is None:
             borrowed = ColumnTable(program.schema, arrays)
@@ -209,6 +211,7 @@ def sketch_rows(
             order = np.argsort(starts, kind="stable")
             arrays = arrays_from_arrow(batch.take(pa.array(order, pa.int64())), program.schema)
             starts = starts[order]
+            taken = np.flatnonzero(np.isin(order, taken))  # the same rows, wherever they lie now
         borrowed = ColumnTable(program.schema, arrays)
         cuts = [0, *(np.flatnonzero(np.diff(starts)) + 1).tolist(), len(starts)]
         for first, stop in pairwise(cuts):

@@ -93,7 +93,7 @@ def _chosen(project: Project, what: str) -> _Choice:
         return _Choice(None, *_artifact(project, what))
     path = Path(what)
     try:
-        return _Choice(data=path.read_bytes(), origin=str(path))
+        return _Choice(data=path.read_bytes(), origin=what)  # as it was given: `./training` is not `training`
     except OSError as error:
         raise UserError(
             f"--pin {what}: expected {TRAINING}, a window's number, a range such as 3-9, a sketch file such as a "

@@ -67,6 +67,21 @@ class Rows:
         """Whether only a part of the table belongs to it."""
         return self.low is not None or self.high is not None
 
+    def count(self) -> int:
+        """How many rows there are; where only a part belongs to it, by a pass over their times."""
+        if not self.bounded or self.clock is None:
+            return self.table.rows
+        times = (self.clock.of(batch) for batch in self.table.iter_batches([self.clock.time]))
+        return sum(int(self._belong(found).sum()) for found in times)
+
+    def _belong(self, times: NDArray[np.int64]) -> NDArray[np.bool_]:
+        kept = times != NO_TIME
+        if self.low is not None:
+            kept &= times >= self.low
+        if self.high is not None:
+            kept &= times < self.high
+        return kept
+
     def batches(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
         """One pass over these columns."""
         return (batch for batch, _ in self.timed(columns, times=False))
@@ -83,11 +98,7 @@ class Rows:
             self._check_text(batch)
             found = None if timed is None else timed.of(batch)
             if found is not None and self.bounded:
-                kept = found != NO_TIME
-                if self.low is not None:
-                    kept &= found >= self.low
-                if self.high is not None:
-                    kept &= found < self.high
+                kept = self._belong(found)
                 if not kept.all():
                     batch, found = batch.filter(pa.array(kept)), found[kept]
             if batch.num_rows:

@@ -6,9 +6,10 @@ middle of the span of its times. The same file is read once for both sides where
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -20,6 +21,7 @@ from trimtab.cli.errors import DataError, UsageError
 from trimtab.cli.output import Output, number, p_value, when
 from trimtab.cli.tables import Table, open_table
 from trimtab.kernels.evidently import DRIFT_SHARE
+from trimtab.kernels.joint import MIN_EFFECT
 from trimtab.store.durations import format_duration, parse_duration
 
 if TYPE_CHECKING:
@@ -83,6 +85,7 @@ def drift_of_files(options: FileOptions, output: Output) -> None:
         passes = (4 if options.mode == "evidently" else 3) * 1.0
         with output.progress("comparing", total=passes * (first.rows + second.rows) * 0.5) as task:
             reference, current, cut = _sides(options, first, second, clock, task)
+            untimed = clock.missing if cut is not None and clock is not None else 0
             found = compare_rows(
                 reference,
                 current,
@@ -96,6 +99,8 @@ def drift_of_files(options: FileOptions, output: Output) -> None:
                 from trimtab.cli.drift_evidently import judge
 
                 found = with_verdicts(found, judge(reference, current, columns))
+    if untimed:
+        found = replace(found, untimed_rows=untimed)
     statement = _statement(options, found, cut, window_us)
     if options.html is not None:
         from trimtab.cli.drift_report import drift_report
@@ -140,7 +145,7 @@ def _until(options: FileOptions) -> int:
 
     text: Any = pa.array([options.until])
     try:
-        if options.until.lstrip("-").replace(".", "", 1).isdigit():
+        if re.fullmatch(r"-?[0-9]+(\.[0-9]*)?", options.until):
             text = text.cast(pa.float64())
         return int(times_of(text, options.time)[0])
     except DataError:
@@ -187,12 +192,15 @@ def _statement(options: FileOptions, found: Comparison, cut: int | None, window_
     )
     if found.joint is not None:
         lines.append(
-            "Columns together: whether they depend on one another as in the reference, which no column shows by "
-            "itself; the maximum mean discrepancy (MMD) of random Fourier features of a sample of rows, and a test of "
-            "its own."
+            "Columns together: how they depend on one another, and all else that rows as a whole show: the maximum "
+            "mean discrepancy (MMD) of random Fourier features of a sample of rows. They have drifted where its own "
+            f"p-value is at most {options.alpha:g} and its effect at least {MIN_EFFECT:g}."
         )
+    if cut is not None and found.untimed_rows:
+        lines.append(f"{found.untimed_rows:,} rows without a time are on neither side.")
     if found.windows:
-        untimed = f" {found.untimed_rows:,} rows without a time are in none." if found.untimed_rows else ""
+        apart = found.untimed_rows if cut is None else 0
+        untimed = f" {apart:,} rows without a time are in none." if apart else ""
         lines.append(
             f"Windows of {format_duration(window_us)} by {options.time}, from multiples of it since a Monday, UTC; "
             f"their p-values are adjusted over all columns and windows.{untimed}"
@@ -217,6 +225,8 @@ def _show(options: FileOptions, found: Comparison, statement: Sequence[str], out
         title=f"{rest} more columns: --all" if rest else None,
         right=tuple(head for head in (*heads[1:-1], *windows) if head != "test"),
     )
+    if cut_off := found.untimed_rows if options.current is None else 0:
+        output.say(f"  {cut_off:,} rows without a time are on neither side")
     if found.joint is not None:
         output.say(f"  {tell_joint(found.joint)}")
     for feature in shown:

@@ -219,6 +219,11 @@ def times_of(
         kind = kind.value_type
         array = array.cast(kind)
     try:
+        if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+            array.validate(full=True)
+    except pa.ArrowInvalid:
+        raise DataError(f"{where}column {column!r} has text that is not UTF-8") from None
+    try:
         if pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind):
             return _numeric_times(array, largest)
         if pa.types.is_string(kind) or pa.types.is_large_string(kind):

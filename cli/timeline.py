@@ -91,7 +91,7 @@ def gathered(project: Project, model: str) -> list[Evidence]:
         names = ", ".join(one.feature for one in alarms[:_FEATURES]) + (" …" if len(alarms) > _FEATURES else "")
         said = f"{len(alarms)} features alarm: {names}" if alarms else "no alarm"
         if window.joint is not None and window.joint.alarm:
-            said += f"; columns go together otherwise (effect {window.joint.effect:.2g})"
+            said += f"; the columns together have drifted (effect {window.joint.effect:.2g})"
         said += f", against {window.reference}" if window.reference not in ("", TRAINING) else ""
         largest = max((one.effect for one in window.features), default=0.0)
         numbers = {"rows": float(window.rows), "alarms": float(len(alarms)), "largest_effect": largest}

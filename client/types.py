@@ -161,7 +161,7 @@ class JointDrift:
     """How the columns of a sample of the window's rows go together, against the reference's."""
 
     mmd: float
-    """Maximum mean discrepancy without the share that chance has in it; at most √2."""
+    """Maximum mean discrepancy without the share that chance has in it; at most 2."""
     effect: float
     """Its square over the spread of single rows, times the number of columns."""
     p_value: float

@@ -61,24 +61,28 @@ class CpuExecutor:
         """
         counts = moments = None
         if sketch is not None:
-            if sketch.spec is not self._same:
-                if sketch.spec != self.program.sketch:
-                    raise ExecutorError("the sketch's spec is not the program's")
-                self._same = sketch.spec
+            self._check(sketch)
             counts, moments = sketch.counts, sketch.moments
         try:
             return self._compiled.run(rows, counts, moments, start, stop, features, ids, threads)
         except (ValueError, IndexError, TypeError) as error:
             raise ExecutorError(str(error)) from None
 
+    def _check(self, sketch: Sketch) -> None:
+        if sketch.spec is not self._same:
+            if sketch.spec != self.program.sketch:
+                raise ExecutorError("the sketch's spec is not the program's")
+            self._same = sketch.spec
+
     def sum_jointly(self, rows: Slab | ColumnTable, taken: NDArray[np.int64], sketch: Sketch) -> None:
         """Adds the rows at the positions `taken`, int64 [k], to the joint part of `sketch`, whose spec has one. Raises
         ExecutorError as `run` does; nothing has been added then."""
-        spec = sketch.spec
-        if spec.joint is None or (spec is not self.program.sketch and spec != self.program.sketch):
-            raise ExecutorError("the sketch's spec is not the program's, or has no joint part")
+        self._check(sketch)
+        if not len(sketch.joint):
+            raise ExecutorError("the sketch's spec has no joint part")
         try:
-            self._compiled.sum_jointly(rows, taken, spec.phases, sketch.joint)
+            # Not the phases of the sketch's own spec, which may be another object: they take a while to make.
+            self._compiled.sum_jointly(rows, taken, self.program.sketch.phases, sketch.joint)
         except (ValueError, IndexError, TypeError) as error:
             raise ExecutorError(str(error)) from None
 

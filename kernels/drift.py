@@ -250,14 +250,17 @@ class DriftMonitor:
         return monitor
 
     def _reference_hash(self) -> str:
-        return canonical.digest(f"{self.reference.spec.hash} {self.reference.counts.tobytes().hex()}")
+        counts, joint = self.reference.counts.tobytes().hex(), self.reference.joint.tobytes().hex()
+        return canonical.digest(f"{self.reference.spec.hash} {counts} {joint}")
 
 
 def _compare_field(before: FieldSummary, now: FieldSummary) -> FeatureStatistics:
     ordered = not isinstance(before.field, CategoryField)
     a, b = (summary.buckets.astype(np.float64) for summary in (before, now))
-    bins = divergences.pool(*(_ordered_bins if ordered else _category_bins)(before, now), ordered=ordered)
-    psi, psi_p = divergences.psi(*bins)
+    counted = (_ordered_bins if ordered else _category_bins)(before, now)
+    bins = divergences.pool(*counted, ordered=ordered)
+    psi, _ = divergences.psi(*divergences.pool(*counted, ordered=ordered, seen=True))
+    psi_p = divergences.psi(*bins)[1]
     jsd, distance, jsd_p = divergences.jensen_shannon(*bins)
     chi, cramer, chi_p = divergences.chi_square(*bins)
     statistics = [Statistic("psi", psi, psi, psi_p), Statistic("jensen_shannon", jsd, distance, jsd_p)]
@@ -346,7 +349,8 @@ def _in_deviations(distance: float, before: FieldSummary, now: FieldSummary) -> 
     """A Wasserstein distance over the reference's standard deviation, or where it has none over the range of both."""
     deviation = float(np.sqrt(before.variance)) if before.variance > 0 else 0.0
     if not deviation:
-        deviation = float(np.nanmax([before.maximum, now.maximum, 0.0]) - np.nanmin([before.minimum, now.minimum, 0.0]))
+        extremes = [x for one in (before, now) for x in (one.minimum, one.maximum) if not np.isnan(x)]
+        deviation = max(extremes, default=0.0) - min(extremes, default=0.0)
     return distance / deviation if deviation else 0.0
 
 

@@ -13,7 +13,7 @@ what is rarer means are not normal.
              is small against the main spread, such as one pair of sixteen columns whose correlation changed
 
 Effects do not grow with the number of rows: `mmd` is an estimate of the discrepancy without the share that chance has
-in it, at most √2; `effect` is its square over the spread of single rows, times the number of columns: a shift of one of
+in it, at most 2; `effect` is its square over the spread of single rows, times the number of columns: a shift of one of
 them by d deviations makes about d²/2 of it however many there are, where PSI has about d². Rows are taken to be
 independent.
 
@@ -46,6 +46,10 @@ MIN_EFFECT = 0.01
 """Least effect that counts where nothing else is said."""
 _SAMPLED_ROWS, _SAMPLED_VALUES = 1 << 15, 1 << 22
 """Of a table: more rows of few columns tell hardly more, and of many columns they take long."""
+_WINDOW_ROWS, _WINDOW_VALUES = 1000, 1 << 26
+"""Likewise of a window of many, and of all of them."""
+_LEAST_SPREAD = 0.01 * FREQUENCIES
+"""Of single rows, a hundredth of what it is where rows differ: what hardly varies has no spread to measure by."""
 
 Reals = NDArray[np.float64]
 
@@ -76,21 +80,25 @@ class JointDrift:
         return cls(mmd, effect, p_value, rows, before, persistence, items["alarm"] is True)
 
 
-def even_sample(first: int, count: int, rows: int, columns: int) -> NDArray[np.int64]:
+def even_sample(first: int, count: int, rows: int, columns: int, windows: int = 1) -> NDArray[np.int64]:
     """Which of the rows [first, first + count) of a table [rows, columns] belong to an even sample that is enough to
-    compare it by, counted from `first`. The same rows however the table is cut into batches."""
-    wanted = max(min(_SAMPLED_ROWS, _SAMPLED_VALUES // max(columns, 1)), 4 * LEAST_ROWS)
+    compare it by, or each of `windows` of it, counted from `first`. The same rows however the table is cut into
+    batches."""
+    columns = max(columns, 1)
+    wanted = max(min(_SAMPLED_ROWS, _SAMPLED_VALUES // columns), 4 * LEAST_ROWS)
+    if windows > 1:
+        wanted = max(wanted, min(_WINDOW_ROWS * windows, _WINDOW_VALUES // columns))
     if rows <= wanted:
         return np.arange(count, dtype=np.int64)
     return np.flatnonzero(row_priorities(first, count) < np.uint64((wanted << 64) // rows))
 
 
 def compare_jointly(reference: Sketch, window: Sketch) -> JointDrift | None:
-    """The window's rows against the reference's; None where the spec has no joint part, or a side fewer than LEAST_ROWS
-    sampled rows. Raises SketchError where the specs differ."""
+    """The window's rows against the reference's; None where the spec has no joint part or a single field, or a side
+    fewer than LEAST_ROWS sampled rows. Raises SketchError where the specs differ."""
     if reference.spec is not window.spec and reference.spec.hash != window.spec.hash:
         raise SketchError("drift: the window's sketch has another spec than the reference's")
-    if not len(window.joint):
+    if not len(window.joint) or len(window.spec.fields) < 2:
         return None
     n, before, products_before = _moments(reference.joint)
     m, now, products_now = _moments(window.joint)
@@ -110,9 +118,9 @@ def compare_jointly(reference: Sketch, window: Sketch) -> JointDrift | None:
     raw_p = divergences.weighted_chi_square_tail(spreads[seen] * each, float(along @ along))
     white_p = _whitened_p_value(along, spreads[seen], n, m)
     # The covariance of both together holds the difference of their means, too.
-    within = max(spread - distance * n * m / (n + m) ** 2, 0.0)
+    within = max(spread - distance * n * m / (n + m) ** 2, _LEAST_SPREAD)
     square = max(distance - within * each, 0.0)
-    effect = len(window.spec.fields) * (square / within if within > 0 else float(n + m))
+    effect = len(window.spec.fields) * square / within
     return JointDrift(math.sqrt(square / FREQUENCIES), effect, min(1.0, 2.0 * min(raw_p, white_p)), m, n)
 
 

@@ -117,6 +117,8 @@ class LoadedVersion:
     def warm(self, batch_sizes: Sequence[int]) -> None:
         """Runs each batch size once, on rows of missing values. Raises VersionUnfit where a prediction is not
         finite."""
+        if self.program.sketch.joint is not None:
+            _ = self.program.sketch.phases  # made once, and not on the compute thread
         for rows in batch_sizes:
             predictions = self.predict(missing_rows(self.program, rows))
             if not np.isfinite(predictions).all():

@@ -231,8 +231,11 @@ class DriftWatch:
         if not season:
             return None
         total, numbers, oldest = Sketch(spec), [], 0
+        begins = min(pane.start_us for pane in self._panes)
         for pane, back in itertools.product(self._panes, range(1, self._settings.seasons + 1)):
             for kept in self._folder.between(pane.start_us - back * season, pane.end_us - back * season):
+                if kept.number in numbers or kept.end_us > begins:
+                    continue  # panes that lie a season apart share it, or are it
                 try:
                     sketch = self._folder.load(kept.number)[1]
                 except StoreError as error:
@@ -324,7 +327,7 @@ class DriftWatch:
                 parts.append(f"{len(effects)} features have drifted for {in_a_row} windows: {largest}")
             if JOINT in alarms and window.joint is not None:
                 effects[JOINT] = window.joint.effect
-                parts.append(f"columns have gone together otherwise for {in_a_row} windows")
+                parts.append(f"the columns together have drifted for {in_a_row} windows")
             message = "; ".join(parts)
             self._events.publish("drift", self._model, message, version=version, numbers=effects)
         self._alarmed = alarms

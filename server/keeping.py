@@ -181,10 +181,11 @@ class Keeper:
         counted in."""
         if self._capture is not None:
             self._capture.offer_requests(slab, ids, counts, times, version.number, predictions)
+        summed = self._summed(slab.rows) if sketch is not None or self._apart else 0
         if sketch is not None:
-            self._sum_jointly(slab, version, sketch, 0, slab.rows)
+            self._sum_jointly(slab, version, sketch, 0, slab.rows, summed)
         if self._grid is not None and (sketch is not None or self._apart):
-            self._extend_in_time(slab, counts, times, version, predictions)
+            self._extend_in_time(slab, counts, times, version, predictions, summed)
         elif sketch is not None:
             self._extend(times, version)
         self._until_recent -= 1
@@ -205,24 +206,24 @@ class Keeper:
             assert self._on_window is not None
             self._on_window(ClosedWindow(window.sketch, version, window.start_us, window.end_us))
 
-    def _sum_jointly(self, slab: Slab, version: LoadedVersion, sketch: Sketch, start: int, stop: int) -> None:
-        """Adds some of the rows [start, stop) to the joint part of a sketch that counted them."""
-        rows = stop - start
-        if not len(sketch.joint) or not rows:
-            return
-        if self._joint is not None:
-            now = time.monotonic()
-            left = self._joint.left(now)
-            if now < self._joint_due or left < min(rows, _JOINT_ROWS):
-                return
-            taken = min(rows, int(left))
-            self._joint.take(taken)
-            self._joint_due = now + _JOINT_SECONDS
-        elif self._joint_all:
-            taken = rows
-        else:
-            return
-        version.sum_jointly(slab, start + np.arange(taken, dtype=np.int64) * rows // taken, sketch)
+    def _summed(self, rows: int) -> int:
+        """How many of a batch's rows are summed up as a whole."""
+        if self._joint is None:
+            return rows if self._joint_all else 0
+        now = time.monotonic()
+        left = self._joint.left(now)
+        if now < self._joint_due or left < min(rows, _JOINT_ROWS):
+            return 0
+        taken = min(rows, int(left))
+        self._joint.take(taken)
+        self._joint_due = now + _JOINT_SECONDS
+        return taken
+
+    @staticmethod
+    def _sum_jointly(slab: Slab, version: LoadedVersion, sketch: Sketch, start: int, stop: int, taken: int) -> None:
+        """Adds so many of the rows [start, stop), evenly, to the joint part of the sketch that counted them."""
+        if taken and len(sketch.joint):
+            version.sum_jointly(slab, start + np.arange(taken, dtype=np.int64) * (stop - start) // taken, sketch)
 
     # --- windows of data time
 
@@ -288,12 +289,13 @@ class Keeper:
         times: NDArray[np.int64],
         version: LoadedVersion,
         predictions: NDArray[np.float32],
+        summed: int,
     ) -> None:
         if not self._inside:
             starts = self._place(times)
             self.late_rows += int(counts[times < starts].sum())
             if self._apart:
-                self._count_apart(slab, counts, starts, version, predictions)
+                self._count_apart(slab, counts, starts, version, predictions, summed)
         window = self._window
         now = time.monotonic()
         if self._on_open is not None and window is not None and now >= self._saved + _SAVE_SECONDS:
@@ -307,6 +309,7 @@ class Keeper:
         starts: NDArray[np.int64],
         version: LoadedVersion,
         predictions: NDArray[np.float32],
+        summed: int,
     ) -> None:
         ends = np.cumsum(counts)
         for start in np.unique(starts).tolist():
@@ -314,7 +317,8 @@ class Keeper:
             for first, stop in _runs(starts == start):
                 begin, end = int(ends[first] - counts[first]), int(ends[stop - 1])
                 version.count(slab, predictions[begin:end], sketch, begin, end)
-                self._sum_jointly(slab, version, sketch, begin, end)
+                share = -(-summed * (end - begin) // max(slab.rows, 1))
+                self._sum_jointly(slab, version, sketch, begin, end, share)
 
 
 def _runs(chosen: NDArray[np.bool_]) -> list[tuple[int, int]]:

@@ -192,4 +192,4 @@ def read_sketch_file(path: Path) -> tuple[Sketch, dict[str, Any]]:
 
 
 def _checksum(sketch: Sketch) -> str:
-    return hashlib.sha256(sketch.counts.tobytes() + sketch.moments.tobytes()).hexdigest()
+    return hashlib.sha256(sketch.counts.tobytes() + sketch.moments.tobytes() + sketch.joint.tobytes()).hexdigest()

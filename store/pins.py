@@ -110,6 +110,8 @@ def check_fit(pin: Pin, expected: SketchSpec, version: int) -> None:
     refitted |= {"prediction"} if expected.prediction_edges != came.prediction_edges else set()
     if refitted:
         changes.append(f"with other edges or categories of {_listed(refitted)} (it was fitted to other data)")
+    if not changes[0] and not changes[1] and not refitted and expected.joint != came.joint:
+        changes.append("with another way of comparing columns together, or none (it is of an older or newer fit)")
     told = ", ".join(filter(None, changes)) or "with its columns in another order"
     raise PinUnfit(
         f"expected a sketch as version {version} counts (spec {expected.hash[:12]}); {pin.origin} is one {told} "

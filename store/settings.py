@@ -383,7 +383,7 @@ class DriftSettings(Settings):
     """Beyond this rate whole batches are left out of the statistics, which need no more; 0: every row counts, as in
     lockstep."""
     joint: bool = True
-    """Compare, too, how the columns go together, by a sample of rows: what no column shows by itself."""
+    """Compare, too, the columns together, by a sample of rows: how they depend on one another no column shows."""
     joint_rows_per_second: Count = 2000
     """Rows that this takes a second, at most; in lockstep all."""
     alpha: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.01

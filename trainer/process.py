@@ -33,7 +33,6 @@ import torch
 from numpy.typing import NDArray
 from trimtab.client.admin import AdminClient, running
 from trimtab.client.errors import Cancelled, ClientError, Unavailable
-from trimtab.kernels.drift import JOINT
 from trimtab.models.code import allow_project
 from trimtab.protos.v1 import trimtab_pb2 as pb
 from trimtab.store.live import LiveStore
@@ -171,8 +170,6 @@ class ModelTrainer:
         if report.window <= state.drift_window:
             return
         alarms = {*state.alarms, *(feature.feature for feature in report.features if feature.alarm)}
-        if report.joint.alarm:
-            alarms.add(JOINT)
         self.steps.state = state.with_(alarms=tuple(sorted(alarms)), drift_window=report.window)
         self.steps.state.save(self.steps.paths.trainer)
 

@@ -249,6 +249,42 @@ def test_columns_that_go_together_otherwise(tmp_path: Path) -> None:
     assert "drifted" in text.out
 
 
+def test_the_same_rows_are_sampled_whatever_their_order_and_file(tmp_path: Path) -> None:
+    rng = np.random.default_rng(3)
+    rows = table(60_000, 4).take(pa.array(rng.permutation(60_000)))
+    before = files.parquet(table(5000), tmp_path / "a.parquet")
+    now = files.parquet(rows, tmp_path / "b.parquet")
+    text = tmp_path / "b.csv"
+    pcsv.write_csv(rows, text)
+    by_parquet = drift(before, now, "--time", "time", "--window", "7d")
+    assert drift(before, text, "--time", "time", "--window", "7d")["joint"] == by_parquet["joint"]
+    assert drift(before, now)["joint"] == by_parquet["joint"]
+    assert all(one["rows"] > 1000 for one in by_parquet["joint_over_time"][:4])
+
+
+def test_rows_without_a_time_are_on_neither_side_and_told(tmp_path: Path) -> None:
+    rows = table(1000)
+    gap = pa.array([None if i % 5 == 0 else at for i, at in enumerate(rows["time"].to_pylist())], pa.timestamp("us"))
+    path = files.parquet(rows.set_column(0, "time", gap), tmp_path / "a.parquet")
+    said = drift(path, "--time", "time")
+    assert said["untimed_rows"] == 200
+    assert said["reference"]["rows"] + said["current"]["rows"] == 800
+    assert "200 rows without a time are on neither side" in files.trimtab("drift", path, "--time", "time").out
+
+
+@pytest.mark.parametrize("until", ["²", "1e400", "--5", "nan"])
+def test_until_that_is_no_time_is_refused(tmp_path: Path, until: str) -> None:
+    path = files.parquet(table(100), tmp_path / "a.parquet")
+    said = files.fails("drift", path, "--time", "time", f"--until={until}", code=2)
+    assert "--until: expected a time" in said
+
+
+def test_a_time_column_that_is_not_utf8_is_named(tmp_path: Path) -> None:
+    broken = pa.StringArray.from_buffers(2, pa.py_buffer(np.asarray([0, 2, 4], np.int32)), pa.py_buffer(b"\xff\xfeab"))
+    path = files.parquet(pa.table({"time": broken, "x": [1.0, 2.0]}), tmp_path / "a.parquet")
+    assert "'time' has text that is not UTF-8" in files.fails("drift", path, "--time", "time")
+
+
 @pytest.mark.slow
 def test_memory_does_not_grow_with_rows(tmp_path: Path) -> None:
     """Two million rows take hardly more than sixty thousand: most of 180 MB of values must never be held at once."""

@@ -313,3 +313,16 @@ def test_a_value_that_was_not_there_is_seen(shares: np.ndarray) -> None:
     rng = np.random.default_rng(8)
     p_values = np.asarray([text_trial(rng, shares, 10_000, 1000, new=0.08).p_value for _ in range(40)])
     assert (p_values <= 0.01).mean() > 0.9
+
+
+@pytest.mark.parametrize("rows", [2000, 100_000, 1_000_000])
+def test_effects_do_not_shrink_with_the_reference(rows: int) -> None:
+    """A fifth of the window's rows in a bin that the reference lacks."""
+    a = np.asarray([0.6, 0.4, 0.0]) * rows
+    b = np.asarray([0.5, 0.3, 0.2]) * 1500
+    effect = divergences.psi(*divergences.pool(a, b, ordered=False, seen=True))[0]
+    assert 1.0 < effect < 3.0  # with the logarithm of the rows, as half a row stands for none
+    few = divergences.psi(
+        *divergences.pool(np.asarray([40_000.0, 0.0]), np.asarray([0.0, 110.0]), ordered=True, seen=True)
+    )
+    assert few[0] > 5.0

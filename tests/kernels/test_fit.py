@@ -203,7 +203,7 @@ def test_sketch_spec_of_a_fit() -> None:
     assert isinstance(x, RealField)
     assert x.edges == tuple(sorted({quantile(rank / 1000) for rank in EDGE_RANKS}))
     assert (x.low, x.high, x.shift) == (KNOWN[0], KNOWN[-1], quantile(0.5))
-    assert i == RealField("i", (1.0, 2.0, 3.0), 1.0, 3.0, 2.0)
+    assert i == RealField("i", (1.0, 2.0, 3.0, float(np.nextafter(np.float32(3), np.float32(4)))), 1.0, 3.0, 2.0)
     assert b == RealField("b", (0.5,), 0.0, 1.0)
     assert s == CategoryField("s", ("u", "v"), 2)
     kept = fit(("x", VALUES[:10], ["impute"]), sketch=fit(("x", VALUES, ["impute"])).sketch)

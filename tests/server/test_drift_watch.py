@@ -262,6 +262,16 @@ async def test_several_seasons_are_summed(tmp_path: Path) -> None:
     ]
 
 
+async def test_windows_that_slide_over_more_than_a_season_count_no_row_twice(tmp_path: Path) -> None:
+    made = version()
+    windows = [hourly(hour, made, rows=100 + hour) for hour in range(1, 13)]
+    found = await reports_of(tmp_path, seasonal(sliding=5, seasons=3), windows)
+    newest = found[-1]
+    assert newest.rows == sum(100 + hour for hour in range(8, 13))
+    # Of hours 8 to 12 those 3, 6 and 9 before that are not among them.
+    assert newest.reference_rows == sum(100 + hour for hour in range(1, 8))
+
+
 async def test_too_few_rows_are_no_season(tmp_path: Path) -> None:
     made = version()
     windows = [hourly(hour, made, rows=50 if hour == 1 else 100) for hour in range(1, 6)]

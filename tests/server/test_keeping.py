@@ -180,3 +180,20 @@ def test_a_sketch_without_a_joint_part_is_left_alone(clock: Clock) -> None:
     version: Any = Summing()
     version.program = VERSION.program
     assert summed(summing(None), version, 5) == []
+
+
+def test_of_a_batch_over_several_windows_each_has_its_share(clock: Clock) -> None:
+    closed: list[Any] = []
+    keeper = Keeper(Schema(["x"], ["real"]), 10, None, closed.append, window_us=1000, lockstep=False, joint_rows=1000)
+    version: Any = Summing()
+    version.count = lambda slab, predictions, sketch, start, stop: None
+    slab: Any = SimpleNamespace(rows=4000)
+    keeper.recent = slab
+    keeper._until_recent = 2
+    times, counts = np.arange(4, dtype=np.int64) * 1000, np.full(4, 1000, np.int32)
+    sketch = keeper.sketch(version, version, 4000, times)
+    assert sketch is None
+    ids, predictions = np.zeros((4, 16), np.uint8), np.zeros((4000, 1), np.float32)
+    keeper.keep(slab, ids, counts, times, version, predictions, sketch)
+    assert [(part[0], len(part)) for part in version.taken] == [(0, 250), (1000, 250), (2000, 250), (3000, 250)]
+    assert all(part[-1] < 1000 * (i + 1) for i, part in enumerate(version.taken))
