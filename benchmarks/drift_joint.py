@@ -1,11 +1,11 @@
 """What the comparison of columns together is worth (kernels/joint.py): how often it speaks without drift, how soon it
 does where columns depend on one another otherwise and each is as it was, and what it costs.
 
-- `false_alarms`: windows of 100 to 10,000 rows without drift against references of 300 to 100,000 rows (a
-  new one for each window, or where it is 20 times as large for 20), of the sixteen columns of _together_data.py, of six
-  rare categories (3 % each), and of the columns of _drift_data.py, in which most values tie or are missing, or are one
-  of a thousand, and of three of 31 values that are all as frequent. The share of p-values ≤ 0.05 and ≤ 0.01, with its Clopper-Pearson 95 % interval; beside it NannyML's
-  multivariate drift at its defaults, run itself.
+- `false_alarms`: windows of 100 to 10,000 rows without drift against references of 300 to 100,000 rows (a new one for
+  each window, or where it is 20 times as large for 20), of the sixteen columns of _together_data.py, of six rare
+  categories (3 % each), of the columns of _drift_data.py, in which most values tie or are missing, or are one of a
+  thousand, and of three of 31 values that are all as frequent. The share of p-values ≤ 0.05 and ≤ 0.01, with its
+  Clopper-Pearson 95 % interval; beside it NannyML's multivariate drift at its defaults, run itself.
 - `power`: against a reference of 10,000 rows: how often p ≤ 0.01, how often the monitor would count a drift (and effect
   ≥ 0.01), how often any column drifts by its own adjusted p-value, and NannyML.
 - `cost`: microseconds a row of 16, 64 and 1,000 columns.
