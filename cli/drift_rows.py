@@ -75,7 +75,7 @@ class Rows:
         return sum(int(self._belong(found).sum()) for found in times)
 
     def _belong(self, times: NDArray[np.int64]) -> NDArray[np.bool_]:
-        kept = times != NO_TIME
+        kept: NDArray[np.bool_] = times != NO_TIME
         if self.low is not None:
             kept &= times >= self.low
         if self.high is not None:
