@@ -1,0 +1,301 @@
+"""The CUDA executor: a column program on a GPU, columns and sketch of a batch in one launch.
+
+What runs is generated for the program's shape (`cuda_source`), compiled by NVRTC (`cuda_compile`) and told the program's
+numbers by tables (`cuda_tables`). Features and ids are the CPU executor's, but for the sign of a zero; counts, minima and
+maxima are the same; sums are in float64, in an order that depends on the launch's shape alone.
+
+    host    rows of a slab ─▶ one staging buffer: addresses, columns, ids of texts ─▶ one copy to the device
+    device  launch: features and ids stay there; counts and moments are added to the open epoch
+    collect the epochs change places; the closed one is read and cleared on a second stream, while launches go on
+
+There are two epochs of accumulators so that reading a sketch never holds up a batch: which one is open is a word in
+device memory, so that a launch that was captured in a graph follows it, too.
+
+Features come with a pitch, a row's length in floats, that is a multiple of four, so that rows begin at 16 bytes: a GEMM
+takes that as its leading dimension. The executor keeps its device memory between calls and may be used by one thread at
+a time; `run` takes a lock. Columns longer than `MAX_ROWS` are refused.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from trimtab._native import ColumnTable, Slab
+from trimtab.kernels.cpu import CpuExecutor
+from trimtab.kernels.cuda_compile import Variant
+from trimtab.kernels.cuda_device import Copy, Device, Kernel, Launch, Memory
+from trimtab.kernels.cuda_tables import NARROW, WIDE, Compiled, Layout, Tables
+from trimtab.kernels.errors import ExecutorError
+from trimtab.kernels.program import ColumnProgram
+from trimtab.kernels.sketch import Sketch
+from trimtab.kernels.sketch_spec import MOMENTS
+
+MAX_ROWS = 1 << 30
+BLOCKS_A_PROCESSOR = 3  # that a wide layout's shared memory lets run at a time
+_ALIGNED = 16
+_WIDE = (True, False, *(True,) * 12, False, True, False, False, False)
+"""Which arguments of the kernel have 64 bits (csrc/cuda/kernel.h)."""
+
+
+@dataclass(frozen=True)
+class DeviceOutput:
+    """What a launch made, in device memory that the executor writes to again at its next launch.
+
+    features: float32 [rows, n_features], each row `feature_pitch` floats after the one before. ids: int64 [rows, n_ids],
+    contiguous.
+    """
+
+    rows: int
+    features: Memory
+    feature_pitch: int
+    ids: Memory
+
+
+class CudaExecutor:
+    """Runs a program on a GPU. Raises ExecutorError where the program is not for GPUs (`Compiled.refusal`), and
+    ProgramError where no executor runs it."""
+
+    def __init__(self, program: ColumnProgram, device: Device) -> None:
+        self.program = program
+        self._compiled = Compiled.of(program)
+        refusal = self._compiled.refusal
+        if refusal is not None:
+            raise ExecutorError(f"the program cannot run on a GPU: {refusal}")
+        self._device = device
+        self._stager = _Stager(program, self._compiled)
+        self._pitch = -(-program.n_features // 4) * 4
+        self._lock = threading.Lock()
+        self._kernels: dict[tuple[Layout, bool, bool], tuple[Kernel, Tables, Memory]] = {}
+        self._memories: dict[str, Memory] = {}
+        self._epoch = 0
+        # The part of a sketch's arrays that rows are counted in; the prediction's comes after it.
+        self._n_counts = program.sketch.offsets[-2]
+        self._n_moments = len(program.sketch.fields) * MOMENTS
+        self._empty = _empty_epoch(self._n_counts, self._n_moments)
+        # The epoch's number, then a ticket for each group.
+        self._control = device.memory(4 * (1 + max(self._compiled.tables(NARROW, False).groups, 1)))
+        self._epochs = device.memory(2 * self._empty.nbytes)
+        device.copy_in(self._control, 0, np.zeros(self._control.nbytes // 4, np.uint32))
+        device.copy_in(self._epochs, 0, np.concatenate([self._empty, self._empty]))
+
+    def run(
+        self,
+        rows: Slab | ColumnTable,
+        sketch: Sketch | None = None,
+        start: int = 0,
+        stop: int = -1,
+        features: NDArray[np.float32] | None = None,
+        ids: NDArray[np.int64] | None = None,
+        threads: int = 1,
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """See `CpuExecutor.run`; features and ids are copied to the host, and the call waits for them.
+
+        `threads`: for the ids that the host makes of texts. What was launched and not collected goes to `sketch`, too.
+        """
+        if sketch is not None and sketch.spec is not self.program.sketch and sketch.spec != self.program.sketch:
+            raise ExecutorError("the sketch's spec is not the program's")
+        start, stop = self._span(rows, start, stop)
+        if threads < 1:
+            raise ExecutorError("expected at least one thread, came 0")
+        features = _output(features, (stop - start, self.program.n_features), np.float32, "features")
+        ids = _output(ids, (stop - start, self.program.n_ids), np.int64, "ids")
+        with self._lock:
+            output = self._launch(rows, start, stop, sketch is not None, threads)
+            if output is not None:
+                padded = np.empty((output.rows, self._pitch), np.float32)
+                self._device.copy_out(output.features, 0, padded)
+                features[:] = padded[:, : self.program.n_features]
+                self._device.copy_out(output.ids, 0, ids)
+            if sketch is not None:
+                self._collect(sketch)
+        return features, ids
+
+    def launch(
+        self, rows: Slab | ColumnTable, start: int = 0, stop: int = -1, counted: bool = True
+    ) -> DeviceOutput | None:
+        """Stages and launches the rows [start, stop), and does not wait. With `counted` they are added to the open
+        epoch. None: there are no rows. Raises ExecutorError as `run` does."""
+        start, stop = self._span(rows, start, stop)
+        with self._lock:
+            return self._launch(rows, start, stop, counted, 1)
+
+    def collect(self, sketch: Sketch) -> None:
+        """Adds to `sketch` what was launched with `counted` since it was last called. Raises ExecutorError on a sketch
+        of another spec."""
+        if sketch.spec is not self.program.sketch and sketch.spec != self.program.sketch:
+            raise ExecutorError("the sketch's spec is not the program's")
+        with self._lock:
+            self._collect(sketch)
+
+    def _span(self, rows: Slab | ColumnTable, start: int, stop: int) -> tuple[int, int]:
+        if rows.schema != self.program.schema:
+            raise ExecutorError("expected rows of the program's schema, came of another")
+        count = len(rows)
+        stop = count if stop == -1 else stop
+        if not 0 <= start <= stop <= count:
+            raise ExecutorError(f"expected rows within [0, {count}), came [{start}, {stop})")
+        if stop - start > MAX_ROWS:
+            raise ExecutorError(f"expected at most {MAX_ROWS} rows at a time, came {stop - start}")
+        return start, stop
+
+    def _launch(
+        self, rows: Slab | ColumnTable, start: int, stop: int, counted: bool, threads: int
+    ) -> DeviceOutput | None:
+        count = stop - start
+        if count == 0:
+            return None
+        matrix = isinstance(rows, ColumnTable) and isinstance(rows.values, np.ndarray)
+        layout = self._layout(count)
+        kernel, tables, words = self._kernel(layout, matrix, counted)
+        chunk, blocks = chunks_of(count, tables, self._device.processors)
+        features = self._memory("features", 4 * count * self._pitch)
+        ids = self._memory("ids", 8 * count * self.program.n_ids)
+        partials = self._memory("partials", 8 * MOMENTS * blocks * self._compiled.partials)
+        values = rows.values if isinstance(rows, ColumnTable) else _columns_of(rows)
+        if isinstance(values, np.ndarray):
+            rows_at, columns = self._put("matrix", values[start:stop]).pointer, 0
+        else:
+            staged = self._stager.columns(rows, values, start, stop, threads)
+            rows_at, columns = 0, self._put_columns(staged).pointer
+        counts = self._epochs.pointer
+        arguments = (
+            words.pointer,
+            tables.items,
+            columns,
+            rows_at,
+            len(self.program.fields),
+            features.pointer,
+            self._pitch,
+            ids.pointer,
+            self.program.n_ids,
+            counts,
+            self._empty.nbytes // 8,
+            counts + 8 * self._n_counts,
+            self._empty.nbytes // 8,
+            partials.pointer,
+            self._compiled.partials,
+            self._control.pointer,
+            count,
+            chunk,
+            int(not matrix or len(self.program.fields) % 4 == 0),
+        )
+        kernel(Launch((blocks, tables.groups), tables.shared_bytes, arguments, _WIDE))
+        return DeviceOutput(count, features, self._pitch, ids)
+
+    def _collect(self, sketch: Sketch) -> None:
+        closed, size = self._epoch, self._empty.nbytes
+        self._epoch = 1 - closed
+        self._device.copy_in(self._control, 0, np.asarray([self._epoch], np.uint32))
+        found = np.empty_like(self._empty)
+        reads: list[Copy] = [(self._epochs, closed * size, found)]
+        self._device.aside(reads, [(self._epochs, closed * size, self._empty)])
+        sketch.counts[: self._n_counts] += found[: self._n_counts]
+        mine = sketch.moments[: self._n_moments].reshape(-1, MOMENTS)
+        theirs = found[self._n_counts :].view(np.float64).reshape(-1, MOMENTS)
+        np.minimum(mine[:, 0], theirs[:, 0], out=mine[:, 0])
+        np.maximum(mine[:, 1], theirs[:, 1], out=mine[:, 1])
+        mine[:, 2:] += theirs[:, 2:]
+
+    def _layout(self, rows: int) -> Layout:
+        """Wide, unless that leaves processors without a block."""
+        wide = self._compiled.tables(WIDE, False) if (WIDE, False, True) not in self._kernels else None
+        tables = wide or self._kernels[WIDE, False, True][1]
+        _, blocks = chunks_of(rows, tables, self._device.processors)
+        return WIDE if blocks * tables.groups >= self._device.processors else NARROW
+
+    def _kernel(self, layout: Layout, matrix: bool, counted: bool) -> tuple[Kernel, Tables, Memory]:
+        found = self._kernels.get((layout, matrix, counted))
+        if found is None:
+            kernel = self._device.kernel(self._compiled.source, Variant(matrix, counted, layout.vectors))
+            tables = self._compiled.tables(layout, matrix)
+            words = self._device.memory(tables.words.nbytes)
+            self._device.copy_in(words, 0, tables.words)
+            found = self._kernels[layout, matrix, counted] = kernel, tables, words
+        return found
+
+    def _memory(self, name: str, nbytes: int) -> Memory:
+        """Memory of its own for each purpose, as large as was ever asked for."""
+        memory = self._memories.get(name)
+        if memory is None or memory.nbytes < nbytes:
+            memory = self._memories[name] = self._device.memory(max(nbytes, _ALIGNED))
+        return memory
+
+    def _put(self, name: str, values: NDArray[Any]) -> Memory:
+        memory = self._memory(name, values.nbytes)
+        self._device.copy_in(memory, 0, np.ascontiguousarray(values))
+        return memory
+
+    def _put_columns(self, columns: Sequence[NDArray[Any] | None]) -> Memory:
+        """Addresses, then the columns, each at a multiple of 16 bytes, as one copy; None has no place."""
+        at = [0] * len(columns)
+        end = -(-8 * len(columns) // _ALIGNED) * _ALIGNED
+        for i, column in enumerate(columns):
+            at[i] = end
+            end += 0 if column is None else -(-column.nbytes // _ALIGNED) * _ALIGNED
+        memory = self._memory("columns", end)
+        staging = np.empty(end, np.uint8)
+        staging[: 8 * len(columns)] = np.asarray([memory.pointer + x for x in at], np.uint64).view(np.uint8)
+        for offset, column in zip(at, columns, strict=True):
+            if column is not None:
+                staging[offset : offset + column.nbytes] = column.view(np.uint8)
+        self._device.copy_in(memory, 0, staging)
+        return memory
+
+
+def chunks_of(rows: int, tables: Tables, processors: int) -> tuple[int, int]:
+    """How many rows a block takes, and how many blocks share them: so many that all processors are busy, each with a
+    whole number of tiles. Pure."""
+    wanted = max(processors * BLOCKS_A_PROCESSOR // tables.groups, 1)
+    tiles = -(-rows // tables.tile_rows)
+    chunk = -(-tiles // wanted) * tables.tile_rows
+    return chunk, -(-rows // chunk)
+
+
+class _Stager:
+    """What the host makes of a batch before it goes to the device: columns, and ids of texts."""
+
+    def __init__(self, program: ColumnProgram, compiled: Compiled) -> None:
+        self._types = [field.type for field in program.fields]
+        self._features = len(program.fields) - program.keys
+        self._staged = len(compiled.staged)
+        staging = ColumnProgram(program.fields, compiled.staged, program.sketch, program.keys)
+        self._executor = CpuExecutor(staging) if compiled.staged else None
+
+    def columns(
+        self, rows: Slab | ColumnTable, values: Sequence[Any], start: int, stop: int, threads: int
+    ) -> list[NDArray[Any] | None]:
+        """One array a field, None for texts and keys, then int32 ids."""
+        found: list[NDArray[Any] | None] = []
+        for i, (kind, column) in enumerate(zip(self._types, values, strict=True)):
+            found.append(None if kind == "string" or i >= self._features else column[start:stop])
+        if self._executor is not None:
+            _, ids = self._executor.run(rows, None, start, stop, threads=threads)
+            found += list(np.ascontiguousarray(ids.T.astype(np.int32)))
+        return found
+
+
+def _columns_of(slab: Slab) -> list[Any]:
+    kinds = slab.schema.types
+    return [
+        slab.integers(i) if kind == "integer" else None if kind == "string" else slab.reals(i)
+        for i, kind in enumerate(kinds)
+    ]
+
+
+def _empty_epoch(n_counts: int, n_moments: int) -> NDArray[np.uint64]:
+    moments = np.tile([np.inf, -np.inf, 0.0, 0.0], n_moments // MOMENTS).astype(np.float64)
+    return np.concatenate([np.zeros(n_counts, np.uint64), moments.view(np.uint64)])
+
+
+def _output(given: Any, shape: tuple[int, int], kind: type[np.generic], what: str) -> NDArray[Any]:
+    if given is None:
+        return np.empty(shape, kind)
+    fits = isinstance(given, np.ndarray) and given.dtype == kind and given.shape == shape
+    if not fits or not given.flags.c_contiguous or not given.flags.writeable:
+        raise ExecutorError(f"expected {what} {list(shape)}, a writeable contiguous array of {np.dtype(kind)}")
+    return given
