@@ -279,9 +279,9 @@ extern "C" __global__ void __launch_bounds__(256, TRIMTAB_BLOCKS)
                     unsigned long long* counts, unsigned long long n_counts, double* moments,
                     unsigned long long n_moments, double* partials, unsigned n_partials, unsigned* control,
                     unsigned rows, unsigned chunk, unsigned aligned) {
-    extern __shared__ float4 trimtab_shared[];
+    TRIMTAB_SHARED(float4, shared);
     trimtab::cuda::run_block({tables, items, columns, matrix, matrix_pitch, features, feature_pitch, ids, id_pitch,
                               counts, n_counts, moments, n_moments, partials, n_partials, control, rows, chunk,
                               aligned},
-                             reinterpret_cast<unsigned*>(trimtab_shared));
+                             reinterpret_cast<unsigned*>(shared));
 }

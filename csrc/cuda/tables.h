@@ -9,6 +9,11 @@
 
 #define TRIMTAB_DEVICE static __device__ __forceinline__
 
+// The block's dynamic shared memory. The tests that play the GPU on a CPU give it another way.
+#ifndef TRIMTAB_SHARED
+#define TRIMTAB_SHARED(type, name) extern __shared__ type name[]
+#endif
+
 namespace trimtab::cuda {
 
 using Word = unsigned int;

@@ -9,6 +9,7 @@ import tempfile
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 
 _LABEL = re.compile(r"^(\.L_\w+):")
@@ -77,7 +78,7 @@ def path_length(blocks: list[Block], start: int, stop: int) -> tuple[int, list[i
             if after not in best or reached < best[after][0]:
                 best[after] = (reached, [*way, after])
                 waiting.append(after)
-    return best[stop] if stop in best else (0, [])
+    return best.get(stop, (0, []))
 
 
 def loops_with(blocks: list[Block], is_marked: Callable[[str], bool]) -> list[list[str]]:
@@ -97,7 +98,7 @@ def loops_with(blocks: list[Block], is_marked: Callable[[str], bool]) -> list[li
     found = []
     for head, tail in inner:
         through = [head, *(i for i in marked if head <= i <= tail), tail]
-        ways = [path_length(blocks, a, b)[1] for a, b in zip(through, through[1:], strict=False)]
+        ways = [path_length(blocks, a, b)[1] for a, b in pairwise(through)]
         way = [head, *(block for part in ways for block in part[1:])]
         found.append([text for block in way for text in blocks[block].instructions])
     return found

@@ -1,13 +1,13 @@
 // CUDA as far as csrc/cuda/ needs it, on the CPU: included before a generated source, which g++ then compiles.
 //
-// Each thread of a block is a fiber with a stack of its own. A fiber runs until it waits: at __syncthreads for all
-// threads of its block, at a shuffle for all lanes of its warp. Between two such points the threads run one after the
-// other, in an order that the caller chooses (forwards, backwards, or shuffled by a seed), blocks likewise. So code that
+// Each thread is a fiber with a stack of its own. It runs until it waits: at __syncthreads for all threads of its block,
+// at a shuffle for all lanes of its warp. The threads take turns, those of eight blocks at a time, in an order that the
+// caller chooses: forwards, backwards, or by a seed, where in each turn half of the warps sit idle, too. So code that
 // lacks a barrier does not work by luck: what a thread reads too early has not been written in one order or another.
-// Shared memory is filled with NaN before each block. A block whose fibers all wait and cannot go on is reported.
+// Shared memory is filled with NaN before each block. Where all wait and none can go on, that is reported.
 //
-// Not emulated: that memory is seen late by other blocks (fences do nothing), warps that run apart between shuffles, and
-// speed.
+// Not emulated: that memory is seen late by other blocks (fences do nothing), that lanes of a warp run apart within a
+// turn at a finer grain, and speed.
 #pragma once
 
 #include <ucontext.h>
@@ -27,6 +27,7 @@
 #define __shared__
 #define __forceinline__ inline
 #define __launch_bounds__(...)
+#define TRIMTAB_SHARED(type, name) type* const name = reinterpret_cast<type*>(emulation::running_block->shared.data())
 
 struct uint3 { unsigned x = 0, y = 0, z = 0; };
 struct alignas(16) uint4 { unsigned x, y, z, w; };
@@ -40,7 +41,6 @@ inline double2 make_double2(double x, double y) { return {x, y}; }
 
 inline uint3 threadIdx, blockIdx, blockDim, gridDim;
 constexpr unsigned kSharedBytes = 227 * 1024;
-alignas(16) float4 trimtab_shared[kSharedBytes / sizeof(float4)];
 
 namespace emulation {
 
@@ -49,37 +49,60 @@ enum class Waits : std::uint8_t { no, for_warp, for_block, done };
 struct Fiber {
     ucontext_t context;
     std::unique_ptr<char[]> stack;
-    Waits waits = Waits::no;
+    Waits waits = Waits::done;
     unsigned shuffles = 0;  // that it took part in
 };
 
-constexpr std::size_t kStack = 128 * 1024;
+constexpr std::size_t kStack = 64 * 1024;
+constexpr std::size_t kResident = 8;  // blocks at a time
 
 struct Block {
+    uint3 index;
     std::vector<Fiber> fibers;
     std::vector<std::array<std::array<std::uint64_t, 32>, 2>> exchanged;  // by warp and by whether the shuffle is odd
-    ucontext_t scheduler;
-    unsigned running = 0;
-    void (*body)(void*) = nullptr;
-    void* arguments = nullptr;
+    std::vector<float4> shared;
+    bool busy = false;
 };
 
-inline Block block;
+inline std::array<Block, kResident> blocks;
+inline Block* running_block = nullptr;
+inline Fiber* running = nullptr;
+inline ucontext_t scheduler;
+inline void (*body)(void*) = nullptr;
+inline void* body_arguments = nullptr;
 
 inline void wait(Waits what) {
-    Fiber& fiber = block.fibers[block.running];
-    fiber.waits = what;
-    swapcontext(&fiber.context, &block.scheduler);
+    Fiber* const fiber = running;
+    fiber->waits = what;
+    swapcontext(&fiber->context, &scheduler);
 }
 
 inline void begin_fiber() {
-    block.body(block.arguments);
-    block.fibers[block.running].waits = Waits::done;
-    swapcontext(&block.fibers[block.running].context, &block.scheduler);
+    body(body_arguments);
+    wait(Waits::done);
+}
+
+inline void begin_block(Block& block, uint3 index, unsigned threads) {
+    block.index = index;
+    block.busy = true;
+    block.fibers.resize(threads);
+    block.exchanged.resize((threads + 31) / 32);
+    block.shared.resize(kSharedBytes / sizeof(float4));
+    std::memset(block.shared.data(), 0xff, kSharedBytes);
+    for (Fiber& fiber : block.fibers) {
+        if (!fiber.stack) fiber.stack = std::make_unique_for_overwrite<char[]>(kStack);
+        getcontext(&fiber.context);
+        fiber.context.uc_stack.ss_sp = fiber.stack.get();
+        fiber.context.uc_stack.ss_size = kStack;
+        fiber.context.uc_link = nullptr;
+        makecontext(&fiber.context, &begin_fiber, 0);
+        fiber.waits = Waits::no;
+        fiber.shuffles = 0;
+    }
 }
 
 // Lets go whoever waits for a group of fibers that has come together. Those that are done are not waited for.
-inline bool release(std::size_t first, std::size_t count, Waits what) {
+inline bool release(Block& block, std::size_t first, std::size_t count, Waits what) {
     bool any = false;
     for (std::size_t i = first; i < first + count; ++i) {
         if (block.fibers[i].waits == Waits::done) continue;
@@ -92,34 +115,26 @@ inline bool release(std::size_t first, std::size_t count, Waits what) {
     return any;
 }
 
-// False where the fibers wait for each other for ever.
-inline bool run_block(const std::vector<unsigned>& order) {
+// One turn of a block. False where none of its threads could go on.
+inline bool run_some(Block& block, const std::vector<unsigned>& order, std::mt19937* random) {
     const std::size_t threads = block.fibers.size();
-    for (Fiber& fiber : block.fibers) {
-        if (!fiber.stack) fiber.stack = std::make_unique<char[]>(kStack);
-        getcontext(&fiber.context);
-        fiber.context.uc_stack.ss_sp = fiber.stack.get();
-        fiber.context.uc_stack.ss_size = kStack;
-        fiber.context.uc_link = nullptr;
-        makecontext(&fiber.context, &begin_fiber, 0);
-        fiber.waits = Waits::no;
-        fiber.shuffles = 0;
+    bool moved = false;
+    running_block = &block;
+    blockIdx = block.index;
+    const std::uint32_t idle = random != nullptr ? static_cast<std::uint32_t>((*random)()) : 0;
+    for (const unsigned thread : order) {
+        if (block.fibers[thread].waits != Waits::no) continue;
+        moved = true;
+        if ((idle >> (thread / 32) & 1U) != 0) continue;
+        running = &block.fibers[thread];
+        threadIdx.x = thread;
+        swapcontext(&scheduler, &running->context);
     }
-    for (;;) {
-        bool moved = false;
-        for (const unsigned thread : order) {
-            if (block.fibers[thread].waits != Waits::no) continue;
-            block.running = thread;
-            threadIdx.x = thread;
-            swapcontext(&block.scheduler, &block.fibers[thread].context);
-            moved = true;
-        }
-        for (std::size_t warp = 0; warp < threads; warp += 32) moved |= release(warp, 32, Waits::for_warp);
-        moved |= release(0, threads, Waits::for_block);
-        if (moved) continue;
-        return std::all_of(block.fibers.begin(), block.fibers.end(),
-                           [](const Fiber& fiber) { return fiber.waits == Waits::done; });
-    }
+    for (std::size_t warp = 0; warp < threads; warp += 32) moved |= release(block, warp, 32, Waits::for_warp);
+    moved |= release(block, 0, threads, Waits::for_block);
+    block.busy = !std::all_of(block.fibers.begin(), block.fibers.end(),
+                              [](const Fiber& fiber) { return fiber.waits == Waits::done; });
+    return moved || !block.busy;
 }
 
 inline std::vector<unsigned> order_of(unsigned count, unsigned seed) {
@@ -130,29 +145,38 @@ inline std::vector<unsigned> order_of(unsigned count, unsigned seed) {
     return order;
 }
 
-// seed 0: threads and blocks in order; 1: backwards; else shuffled.
-inline bool run_grid(unsigned blocks_x, unsigned blocks_y, unsigned threads, unsigned seed, void (*body)(void*),
+// seed 0: threads and blocks in order; 1: backwards; else by the seed. False where threads wait for each other for ever.
+inline bool run_grid(unsigned blocks_x, unsigned blocks_y, unsigned threads, unsigned seed, void (*function)(void*),
                      void* arguments) {
-    block.body = body;
-    block.arguments = arguments;
-    block.fibers.resize(threads);
-    block.exchanged.resize((threads + 31) / 32);
+    body = function;
+    body_arguments = arguments;
     gridDim = {blocks_x, blocks_y, 1};
     blockDim = {threads, 1, 1};
+    for (Block& block : blocks) block.busy = false;
+    std::mt19937 random(seed);
     const std::vector<unsigned> order = order_of(threads, seed);
-    for (const unsigned index : order_of(blocks_x * blocks_y, seed)) {
-        blockIdx = {index % blocks_x, index / blocks_x, 0};
-        std::memset(trimtab_shared, 0xff, sizeof(trimtab_shared));
-        if (!run_block(order)) return false;
+    const std::vector<unsigned> indices = order_of(blocks_x * blocks_y, seed);
+    auto next = indices.begin();
+    for (;;) {
+        bool any = false, moved = false;
+        for (Block& block : blocks) {
+            if (!block.busy && next != indices.end()) {
+                begin_block(block, {*next % blocks_x, *next / blocks_x, 0}, threads);
+                ++next;
+            }
+            if (!block.busy) continue;
+            any = true;
+            moved |= run_some(block, order, seed > 1 ? &random : nullptr);
+        }
+        if (!any) return true;
+        if (!moved) return false;
     }
-    return true;
 }
 
 template <class T>
 T exchange(T value, unsigned from) {
-    Fiber& fiber = block.fibers[block.running];
     const unsigned lane = threadIdx.x % 32;
-    auto& slots = block.exchanged[threadIdx.x / 32][fiber.shuffles++ % 2];
+    auto& slots = running_block->exchanged[threadIdx.x / 32][running->shuffles++ % 2];
     slots[lane] = 0;
     std::memcpy(&slots[lane], &value, sizeof(T));
     wait(Waits::for_warp);

@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+import threading
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
@@ -18,6 +19,7 @@ from trimtab.kernels.cuda_compile import CSRC, Variant
 from trimtab.kernels.cuda_device import Copy, Kernel, Launch, Memory
 from trimtab.kernels.errors import ExecutorError
 
+_RUNNING = threading.Lock()  # a library's fibers and shared memory are its globals
 HERE = Path(__file__).parent
 COMPILER = os.environ.get("CXX") or shutil.which("g++") or shutil.which("c++") or "g++"
 
@@ -72,7 +74,8 @@ class EmulatedDevice:
         def run(call: Launch) -> None:
             self.launches.append(call)
             arguments = np.asarray(call.arguments, np.uint64)
-            result = launch(arguments.ctypes.data, *call.blocks, call.shared_bytes, self.order)
+            with _RUNNING:
+                result = launch(arguments.ctypes.data, *call.blocks, call.shared_bytes, self.order)
             if result != 0:
                 raise ExecutorError({1: "the threads of a block wait for ever", 2: "too much shared memory"}[result])
 
