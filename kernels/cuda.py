@@ -1,8 +1,8 @@
 """The CUDA executor: a column program on a GPU, columns and sketch of a batch in one launch.
 
-What runs is generated for the program's shape (`cuda_source`), compiled by NVRTC (`cuda_compile`) and told the program's
-numbers by tables (`cuda_tables`). Features and ids are the CPU executor's, but for the sign of a zero; counts, minima and
-maxima are the same; sums are in float64, in an order that depends on the launch's shape alone.
+What runs is generated for the program's shape (`cuda_source`), compiled by NVRTC (`cuda_compile`) and told the
+program's numbers by tables (`cuda_tables`). Features and ids are the CPU executor's, but for the sign of a zero;
+counts, minima and maxima are the same; sums are in float64, in an order that depends on the launch's shape alone.
 
     host    rows of a slab ─▶ one staging buffer: addresses, columns, ids of texts ─▶ one copy to the device
     device  launch: features and ids stay there; counts and moments are added to the open epoch
@@ -43,17 +43,34 @@ _WIDE = (True, False, *(True,) * 12, False, True, False, False, False)
 
 
 @dataclass(frozen=True)
-class DeviceOutput:
-    """What a launch made, in device memory that the executor writes to again at its next launch.
+class DeviceArray:
+    """A view of device memory that CuPy and PyTorch take without a copy (torch.as_tensor, cupy.asarray).
 
-    features: float32 [rows, n_features], each row `feature_pitch` floats after the one before. ids: int64 [rows, n_ids],
+    strides: in bytes. The view keeps the memory alive.
+    """
+
+    memory: Memory
+    shape: tuple[int, int]
+    strides: tuple[int, int]
+    kind: str
+
+    @property
+    def __cuda_array_interface__(self) -> dict[str, Any]:
+        """Version 3 of the CUDA array interface."""
+        data = (self.memory.pointer if min(self.shape) else 0, False)
+        return {"version": 3, "shape": self.shape, "strides": self.strides, "typestr": self.kind, "data": data}
+
+
+@dataclass(frozen=True)
+class DeviceOutput:
+    """What a launch makes, in device memory that the executor writes to again at its next launch.
+
+    features: float32 [rows, n_features], whose rows begin at multiples of 16 bytes. ids: int64 [rows, n_ids],
     contiguous.
     """
 
-    rows: int
-    features: Memory
-    feature_pitch: int
-    ids: Memory
+    features: DeviceArray
+    ids: DeviceArray
 
 
 class CudaExecutor:
@@ -107,10 +124,10 @@ class CudaExecutor:
         with self._lock:
             output = self._launch(rows, start, stop, sketch is not None, threads)
             if output is not None:
-                padded = np.empty((output.rows, self._pitch), np.float32)
-                self._device.copy_out(output.features, 0, padded)
+                padded = np.empty((stop - start, self._pitch), np.float32)
+                self._device.copy_out(output.features.memory, 0, padded)
                 features[:] = padded[:, : self.program.n_features]
-                self._device.copy_out(output.ids, 0, ids)
+                self._device.copy_out(output.ids.memory, 0, ids)
             if sketch is not None:
                 self._collect(sketch)
         return features, ids
@@ -185,7 +202,11 @@ class CudaExecutor:
             int(not matrix or len(self.program.fields) % 4 == 0),
         )
         kernel(Launch((blocks, tables.groups), tables.shared_bytes, arguments, _WIDE))
-        return DeviceOutput(count, features, self._pitch, ids)
+        n_features, n_ids = self.program.n_features, self.program.n_ids
+        return DeviceOutput(
+            DeviceArray(features, (count, n_features), (4 * self._pitch, 4), "<f4"),
+            DeviceArray(ids, (count, n_ids), (8 * n_ids, 8), "<i8"),
+        )
 
     def _collect(self, sketch: Sketch) -> None:
         closed, size = self._epoch, self._empty.nbytes

@@ -47,14 +47,9 @@ class Variant:
 
     @property
     def defines(self) -> dict[str, int]:
-        """The macros that the source is compiled with. TRIMTAB_BLOCKS: of 256 threads, so many share a multiprocessor's
-        65,536 registers, so 64 for each thread."""
-        return {
-            "TRIMTAB_MATRIX": int(self.matrix),
-            "TRIMTAB_SKETCH": int(self.sketch),
-            "TRIMTAB_VECTORS": self.vectors,
-            "TRIMTAB_BLOCKS": 4,
-        }
+        """The macros that the source is compiled with."""
+        flags = {"TRIMTAB_MATRIX": int(self.matrix), "TRIMTAB_SKETCH": int(self.sketch)}
+        return {**flags, "TRIMTAB_VECTORS": self.vectors}
 
 
 @dataclass(frozen=True)
@@ -203,12 +198,13 @@ class _Cupy:
     def __init__(self) -> None:
         if importlib.util.find_spec("cupy") is None:
             raise ImportError("CuPy is not installed")
-        self._nvrtc: Any = importlib.import_module("cupy.cuda.nvrtc")
+        self._nvrtc: Any = importlib.import_module("cupy.cuda").nvrtc
         self.version = ".".join(map(str, self._nvrtc.getVersion()))
 
     def compile(self, source: str, included: Mapping[str, str], options: tuple[str, ...]) -> Cubin:
         """See Nvrtc."""
-        program = self._nvrtc.createProgram(source, "columns.cu", list(included.values()), list(included))
+        names, texts = [name.encode() for name in included], [text.encode() for text in included.values()]
+        program = self._nvrtc.createProgram(source, "columns.cu", texts, names)
         try:
             self._nvrtc.compileProgram(program, options)
             return Cubin(bytes(self._nvrtc.getCUBIN(program)), str(self._nvrtc.getProgramLog(program)))

@@ -112,8 +112,11 @@ class _CupyMemory:
 
 
 class CupyDevice:
-    """A GPU by CuPy: its memory pool, RawModule and streams. Launches go to CuPy's current stream of the calling thread,
-    so that `with stream:` around a call decides, as with everything else of CuPy's."""
+    """A GPU by CuPy: its memory pool, RawModule and streams. Launches go to CuPy's current stream of the calling
+    thread, so that `with stream:` around a call decides, as with everything else of CuPy's.
+
+    Written, and not yet run on a GPU.
+    """
 
     def __init__(self, index: int = 0) -> None:
         self._cupy: Any = importlib.import_module("cupy")
@@ -148,7 +151,9 @@ class CupyDevice:
     def copy_in(self, memory: Memory, offset: int, values: Array) -> None:
         """See Device."""
         if values.nbytes:
-            self._at(memory, offset).copy_from_host(values.ctypes.data, values.nbytes)
+            # From memory that is not pinned it returns when the values have been taken, in the stream's order.
+            stream = self._cupy.cuda.get_current_stream()
+            self._at(memory, offset).copy_from_host_async(values.ctypes.data, values.nbytes, stream)
 
     def copy_out(self, memory: Memory, offset: int, values: Array) -> None:
         """See Device."""

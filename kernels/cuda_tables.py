@@ -2,8 +2,8 @@
 
 The layout is that of csrc/cuda/tables.h. A group is what a block of threads takes of its rows: items whose features lie
 side by side, so that they leave the block's shared memory as whole pieces of rows. There are two layouts of a program:
-`WIDE` groups of 32 features (128 bytes of a row, what memory likes best) for large batches, `NARROW` ones of 8 for small
-batches, where more blocks share the columns. Pure.
+`WIDE` groups of 32 features (128 bytes of a row, what memory likes best) for large batches, `NARROW` ones of 8 for
+small batches, where more blocks share the columns. Pure.
 """
 
 from __future__ import annotations
@@ -222,9 +222,7 @@ class _Tables:
         own_place = all(item.width == 1 for item in group.items)  # an item's raw column is where its feature goes
         columns = width + (0 if own_place or not self._matrix else -(-len(group.items) // 4) * 4)
         slices = 1
-        while (
-            2 * slices * len(group.items) <= WARPS and 2 * slices * columns * self._layout.warp_rows <= TILE_WORDS
-        ):
+        while 2 * slices * len(group.items) <= WARPS and 2 * slices * columns * self._layout.warp_rows <= TILE_WORDS:
             slices *= 2
         states = slices * sum(item.counted and self._is_number(item) for item in group.items)
         rows = slices * self._layout.warp_rows
