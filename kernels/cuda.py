@@ -19,16 +19,15 @@ a time; `run` takes a lock. Columns longer than `MAX_ROWS` are refused.
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from trimtab._native import ColumnTable, Slab
-from trimtab.kernels.cpu import CpuExecutor
 from trimtab.kernels.cuda_compile import Variant
 from trimtab.kernels.cuda_device import Copy, Device, Kernel, Launch, Memory
+from trimtab.kernels.cuda_staging import ALIGNED, Stager, packed, packed_size
 from trimtab.kernels.cuda_tables import NARROW, WIDE, Compiled, Layout, Tables
 from trimtab.kernels.errors import ExecutorError
 from trimtab.kernels.program import ColumnProgram
@@ -37,9 +36,29 @@ from trimtab.kernels.sketch_spec import MOMENTS
 
 MAX_ROWS = 1 << 30
 BLOCKS_A_PROCESSOR = 3  # that a wide layout's shared memory lets run at a time
-_ALIGNED = 16
 _WIDE = (True, False, *(True,) * 12, False, True, False, False, False)
 """Which arguments of the kernel have 64 bits (csrc/cuda/kernel.h)."""
+
+
+@dataclass(frozen=True)
+class DeviceRows:
+    """Rows in device memory. columns: the address of an array of addresses, one a field: float32 (real, boolean) or
+    int64 (integer). Or matrix: the address of float32 [rows, n_fields], each row `pitch` floats after the one before, of
+    a program of reals without keys.
+
+    columns_aligned: whether all columns begin at multiples of 16 bytes; where they do not it is slower.
+    """
+
+    rows: int
+    columns: int = 0
+    matrix: int = 0
+    pitch: int = 0
+    columns_aligned: bool = True
+
+    @property
+    def aligned(self) -> bool:
+        """Whether the kernel may load four values at a time."""
+        return self.matrix % 16 == 0 and self.pitch % 4 == 0 if self.matrix else self.columns_aligned
 
 
 @dataclass(frozen=True)
@@ -84,7 +103,8 @@ class CudaExecutor:
         if refusal is not None:
             raise ExecutorError(f"the program cannot run on a GPU: {refusal}")
         self._device = device
-        self._stager = _Stager(program, self._compiled)
+        self._stager = Stager(self._compiled)
+        self._known: dict[tuple[Layout, bool], Tables] = {}
         self._pitch = -(-program.n_features // 4) * 4
         self._lock = threading.Lock()
         self._kernels: dict[tuple[Layout, bool, bool], tuple[Kernel, Tables, Memory]] = {}
@@ -95,7 +115,7 @@ class CudaExecutor:
         self._n_moments = len(program.sketch.fields) * MOMENTS
         self._empty = _empty_epoch(self._n_counts, self._n_moments)
         # The epoch's number, then a ticket for each group.
-        self._control = device.memory(4 * (1 + max(self._compiled.tables(NARROW, False).groups, 1)))
+        self._control = device.memory(4 * (1 + self._tables(NARROW, False).groups))
         self._epochs = device.memory(2 * self._empty.nbytes)
         device.copy_in(self._control, 0, np.zeros(self._control.nbytes // 4, np.uint32))
         device.copy_in(self._epochs, 0, np.concatenate([self._empty, self._empty]))
@@ -141,6 +161,16 @@ class CudaExecutor:
         with self._lock:
             return self._launch(rows, start, stop, counted, 1)
 
+    def launch_on(self, rows: DeviceRows, counted: bool = True) -> DeviceOutput | None:
+        """As `launch`, of rows that are in device memory already; nothing is copied, so a graph may capture it once a
+        launch of as many rows has been made. Programs that read texts take no such rows: ExecutorError."""
+        if self._compiled.staged:
+            raise ExecutorError("the program reads texts, whose ids the host makes: launch rows of a slab or table")
+        if not 0 <= rows.rows <= MAX_ROWS:
+            raise ExecutorError(f"expected at most {MAX_ROWS} rows at a time, came {rows.rows}")
+        with self._lock:
+            return self._launch_on(rows, counted) if rows.rows else None
+
     def collect(self, sketch: Sketch) -> None:
         """Adds to `sketch` what was launched with `counted` since it was last called. Raises ExecutorError on a sketch
         of another spec."""
@@ -163,46 +193,35 @@ class CudaExecutor:
     def _launch(
         self, rows: Slab | ColumnTable, start: int, stop: int, counted: bool, threads: int
     ) -> DeviceOutput | None:
-        count = stop - start
-        if count == 0:
+        if start == stop:
             return None
-        matrix = isinstance(rows, ColumnTable) and isinstance(rows.values, np.ndarray)
-        layout = self._layout(count)
-        kernel, tables, words = self._kernel(layout, matrix, counted)
+        if isinstance(rows, ColumnTable) and isinstance(rows.values, np.ndarray):
+            matrix = np.ascontiguousarray(rows.values[start:stop])
+            memory = self._memory("matrix", matrix.nbytes)
+            self._device.copy_in(memory, 0, matrix)
+            width = matrix.shape[1]
+            return self._launch_on(DeviceRows(stop - start, matrix=memory.pointer, pitch=width), counted)
+        columns = self._stager.columns(rows, start, stop, threads)
+        memory = self._memory("columns", packed_size(columns))
+        self._device.copy_in(memory, 0, packed(columns, memory.pointer))
+        return self._launch_on(DeviceRows(stop - start, columns=memory.pointer), counted)
+
+    def _launch_on(self, rows: DeviceRows, counted: bool) -> DeviceOutput:
+        matrix, count = rows.matrix != 0, rows.rows
+        kernel, tables, words = self._kernel(self._layout(count), matrix, counted)
         chunk, blocks = chunks_of(count, tables, self._device.processors)
+        n_features, n_ids, n_partials = self.program.n_features, self.program.n_ids, self._compiled.partials
         features = self._memory("features", 4 * count * self._pitch)
-        ids = self._memory("ids", 8 * count * self.program.n_ids)
-        partials = self._memory("partials", 8 * MOMENTS * blocks * self._compiled.partials)
-        values = rows.values if isinstance(rows, ColumnTable) else _columns_of(rows)
-        if isinstance(values, np.ndarray):
-            rows_at, columns = self._put("matrix", values[start:stop]).pointer, 0
-        else:
-            staged = self._stager.columns(rows, values, start, stop, threads)
-            rows_at, columns = 0, self._put_columns(staged).pointer
-        counts = self._epochs.pointer
+        ids = self._memory("ids", 8 * count * n_ids)
+        partials = self._memory("partials", 8 * MOMENTS * blocks * n_partials)
+        counts, size = self._epochs.pointer, self._empty.nbytes // 8
         arguments = (
-            words.pointer,
-            tables.items,
-            columns,
-            rows_at,
-            len(self.program.fields),
-            features.pointer,
-            self._pitch,
-            ids.pointer,
-            self.program.n_ids,
-            counts,
-            self._empty.nbytes // 8,
-            counts + 8 * self._n_counts,
-            self._empty.nbytes // 8,
-            partials.pointer,
-            self._compiled.partials,
-            self._control.pointer,
-            count,
-            chunk,
-            int(not matrix or len(self.program.fields) % 4 == 0),
+            *(words.pointer, tables.items, rows.columns, rows.matrix, rows.pitch),
+            *(features.pointer, self._pitch, ids.pointer, n_ids),
+            *(counts, size, counts + 8 * self._n_counts, size, partials.pointer, n_partials),
+            *(self._control.pointer, count, chunk, int(rows.aligned)),
         )
         kernel(Launch((blocks, tables.groups), tables.shared_bytes, arguments, _WIDE))
-        n_features, n_ids = self.program.n_features, self.program.n_ids
         return DeviceOutput(
             DeviceArray(features, (count, n_features), (4 * self._pitch, 4), "<f4"),
             DeviceArray(ids, (count, n_ids), (8 * n_ids, 8), "<i8"),
@@ -224,16 +243,21 @@ class CudaExecutor:
 
     def _layout(self, rows: int) -> Layout:
         """Wide, unless that leaves processors without a block."""
-        wide = self._compiled.tables(WIDE, False) if (WIDE, False, True) not in self._kernels else None
-        tables = wide or self._kernels[WIDE, False, True][1]
+        tables = self._tables(WIDE, False)
         _, blocks = chunks_of(rows, tables, self._device.processors)
         return WIDE if blocks * tables.groups >= self._device.processors else NARROW
+
+    def _tables(self, layout: Layout, matrix: bool) -> Tables:
+        found = self._known.get((layout, matrix))
+        if found is None:
+            found = self._known[layout, matrix] = self._compiled.tables(layout, matrix)
+        return found
 
     def _kernel(self, layout: Layout, matrix: bool, counted: bool) -> tuple[Kernel, Tables, Memory]:
         found = self._kernels.get((layout, matrix, counted))
         if found is None:
             kernel = self._device.kernel(self._compiled.source, Variant(matrix, counted, layout.vectors))
-            tables = self._compiled.tables(layout, matrix)
+            tables = self._tables(layout, matrix)
             words = self._device.memory(tables.words.nbytes)
             self._device.copy_in(words, 0, tables.words)
             found = self._kernels[layout, matrix, counted] = kernel, tables, words
@@ -243,28 +267,7 @@ class CudaExecutor:
         """Memory of its own for each purpose, as large as was ever asked for."""
         memory = self._memories.get(name)
         if memory is None or memory.nbytes < nbytes:
-            memory = self._memories[name] = self._device.memory(max(nbytes, _ALIGNED))
-        return memory
-
-    def _put(self, name: str, values: NDArray[Any]) -> Memory:
-        memory = self._memory(name, values.nbytes)
-        self._device.copy_in(memory, 0, np.ascontiguousarray(values))
-        return memory
-
-    def _put_columns(self, columns: Sequence[NDArray[Any] | None]) -> Memory:
-        """Addresses, then the columns, each at a multiple of 16 bytes, as one copy; None has no place."""
-        at = [0] * len(columns)
-        end = -(-8 * len(columns) // _ALIGNED) * _ALIGNED
-        for i, column in enumerate(columns):
-            at[i] = end
-            end += 0 if column is None else -(-column.nbytes // _ALIGNED) * _ALIGNED
-        memory = self._memory("columns", end)
-        staging = np.empty(end, np.uint8)
-        staging[: 8 * len(columns)] = np.asarray([memory.pointer + x for x in at], np.uint64).view(np.uint8)
-        for offset, column in zip(at, columns, strict=True):
-            if column is not None:
-                staging[offset : offset + column.nbytes] = column.view(np.uint8)
-        self._device.copy_in(memory, 0, staging)
+            memory = self._memories[name] = self._device.memory(max(nbytes, ALIGNED))
         return memory
 
 
@@ -275,37 +278,6 @@ def chunks_of(rows: int, tables: Tables, processors: int) -> tuple[int, int]:
     tiles = -(-rows // tables.tile_rows)
     chunk = -(-tiles // wanted) * tables.tile_rows
     return chunk, -(-rows // chunk)
-
-
-class _Stager:
-    """What the host makes of a batch before it goes to the device: columns, and ids of texts."""
-
-    def __init__(self, program: ColumnProgram, compiled: Compiled) -> None:
-        self._types = [field.type for field in program.fields]
-        self._features = len(program.fields) - program.keys
-        self._staged = len(compiled.staged)
-        staging = ColumnProgram(program.fields, compiled.staged, program.sketch, program.keys)
-        self._executor = CpuExecutor(staging) if compiled.staged else None
-
-    def columns(
-        self, rows: Slab | ColumnTable, values: Sequence[Any], start: int, stop: int, threads: int
-    ) -> list[NDArray[Any] | None]:
-        """One array a field, None for texts and keys, then int32 ids."""
-        found: list[NDArray[Any] | None] = []
-        for i, (kind, column) in enumerate(zip(self._types, values, strict=True)):
-            found.append(None if kind == "string" or i >= self._features else column[start:stop])
-        if self._executor is not None:
-            _, ids = self._executor.run(rows, None, start, stop, threads=threads)
-            found += list(np.ascontiguousarray(ids.T.astype(np.int32)))
-        return found
-
-
-def _columns_of(slab: Slab) -> list[Any]:
-    kinds = slab.schema.types
-    return [
-        slab.integers(i) if kind == "integer" else None if kind == "string" else slab.reals(i)
-        for i, kind in enumerate(kinds)
-    ]
 
 
 def _empty_epoch(n_counts: int, n_moments: int) -> NDArray[np.uint64]:
@@ -319,4 +291,5 @@ def _output(given: Any, shape: tuple[int, int], kind: type[np.generic], what: st
     fits = isinstance(given, np.ndarray) and given.dtype == kind and given.shape == shape
     if not fits or not given.flags.c_contiguous or not given.flags.writeable:
         raise ExecutorError(f"expected {what} {list(shape)}, a writeable contiguous array of {np.dtype(kind)}")
-    return given
+    taken: NDArray[Any] = given
+    return taken

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -49,12 +49,8 @@ class Launch:
     wide: tuple[bool, ...]
 
 
-class Kernel(Protocol):
-    """A loaded kernel."""
-
-    def __call__(self, launch: Launch) -> None:
-        """Launches it."""
-        ...
+Kernel = Callable[[Launch], None]
+"""A loaded kernel; calling it launches it."""
 
 
 Copy = tuple[Memory, int, Array]

@@ -15,7 +15,8 @@ from itertools import accumulate
 
 import numpy as np
 from numpy.typing import NDArray
-from trimtab.kernels.cuda_source import LANE_EDGES, Item, Parameter, Ref, in_lanes, in_memory, items_of, source_of
+from trimtab.kernels.cuda_items import LANE_EDGES, Item, Parameter, Ref, in_lanes, in_memory, items_of
+from trimtab.kernels.cuda_source import source_of
 from trimtab.kernels.program import CategoryField, Chain, ColumnProgram, RealField
 from trimtab.kernels.sketch_spec import MOMENTS, PREFIX
 

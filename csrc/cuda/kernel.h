@@ -165,6 +165,17 @@ TRIMTAB_DEVICE void put_counts(const Launch& launch, const Group& group, const I
     }
 }
 
+// Adds a field's moments of the launch to the epoch's; one thread does that.
+TRIMTAB_DEVICE void put_total(const Launch& launch, const Item& item, const Moments& moments) {
+    double* const into = launch.moments + word(launch.control) * launch.n_moments + item.moments;
+    const double least = static_cast<double>(moments.least) + 0.0;  // -0 becomes +0
+    const double most = static_cast<double>(moments.most) + 0.0;
+    into[0] = least < into[0] ? least : into[0];
+    into[1] = most > into[1] ? most : into[1];
+    into[2] += moments.sum;
+    into[3] += moments.square;
+}
+
 TRIMTAB_DEVICE void put_moments(const Launch& launch, const Group& group, const Item& item, const Word* shared) {
     const Word lane = threadIdx.x % 32;
     Moments moments{0.0, 0.0, kInfinity, -kInfinity};
@@ -176,6 +187,7 @@ TRIMTAB_DEVICE void put_moments(const Launch& launch, const Group& group, const 
     }
     moments = over_lanes(moments);
     if (lane != 0) return;
+    if (gridDim.x == 1) return put_total(launch, item, moments);
     double* const into =
         launch.partials + (static_cast<std::size_t>(blockIdx.x) * launch.n_partials + item.partial) * 4;
     into[0] = static_cast<double>(moments.least);
@@ -195,14 +207,7 @@ TRIMTAB_DEVICE void merge(const Launch& launch, const Item& item) {
         add(moments, {sum, square, static_cast<float>(least), static_cast<float>(most)});
     }
     moments = over_lanes(moments);
-    if (lane != 0) return;
-    double* const into = launch.moments + word(launch.control) * launch.n_moments + item.moments;
-    const double least = static_cast<double>(moments.least) + 0.0;  // -0 becomes +0
-    const double most = static_cast<double>(moments.most) + 0.0;
-    into[0] = least < into[0] ? least : into[0];
-    into[1] = most > into[1] ? most : into[1];
-    into[2] += moments.sum;
-    into[3] += moments.square;
+    if (lane == 0) put_total(launch, item, moments);
 }
 
 TRIMTAB_DEVICE void finish(const Launch& launch, const Group& group, Word* shared, Word behind) {
@@ -220,6 +225,7 @@ TRIMTAB_DEVICE void finish(const Launch& launch, const Group& group, Word* share
         atomicAdd(&launch.counts[word(launch.control) * launch.n_counts],
                   static_cast<Count>(left < launch.chunk ? left : launch.chunk));
     }
+    if (gridDim.x == 1) return;  // a small batch's only chunk waits for nobody
     __threadfence();
     __syncthreads();
     if (threadIdx.x == 0) shared[0] = atomicAdd(&launch.control[1 + blockIdx.y], 1U);

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from trimtab._native import ColumnTable, Slab
 from trimtab.kernels import operations as ops
 from trimtab.kernels.cpu import CpuExecutor
-from trimtab.kernels.cuda import CudaExecutor
+from trimtab.kernels.cuda import CudaExecutor, DeviceArray, DeviceRows
 from trimtab.kernels.cuda_compile import CSRC
 from trimtab.kernels.cuda_device import cuda_device
 from trimtab.kernels.cuda_tables import NARROW, WIDE, Compiled
@@ -321,6 +321,49 @@ def test_what_is_refused() -> None:
     with pytest.raises(ExecutorError, match="schema"):
         executor.launch(as_columns(standard(3), matrix_of(2, 3)))
     assert executor.launch(as_columns(program, matrix_of(0, 2))) is None
+
+
+def view(array: DeviceArray) -> NDArray[Any]:
+    """What PyTorch or CuPy would see of it, on a device whose memory is the host's."""
+    described: Any = type("Described", (), {"__array_interface__": array.__cuda_array_interface__})()
+    return np.asarray(described)
+
+
+@pytest.mark.parametrize("aligned", [True, False])
+def test_rows_that_are_on_the_device(aligned: bool) -> None:
+    program = standard(6, flag=True)
+    matrix = matrix_of(700, 6)
+    expected = CpuExecutor(program).run(as_columns(program, matrix))[0]
+    executor = CudaExecutor(program, EmulatedDevice())
+    skipped = 0 if aligned else 1
+    columns = [np.ascontiguousarray(np.concatenate([np.zeros(skipped, np.float32), column])) for column in matrix.T]
+    addresses = np.asarray([column.ctypes.data + 4 * skipped for column in columns], np.uint64)
+    wide = np.zeros((700, 8 + skipped), np.float32)
+    wide[:, skipped : 6 + skipped] = matrix
+    sources = (
+        DeviceRows(700, columns=addresses.ctypes.data, columns_aligned=False),
+        DeviceRows(700, matrix=wide.ctypes.data + 4 * skipped, pitch=8 + skipped),
+    )
+    counted = []
+    for rows in sources:
+        output = executor.launch_on(rows)
+        assert output is not None
+        assert output.features.strides[0] % 16 == 0
+        np.testing.assert_array_equal(view(output.features), expected)
+        sketch = Sketch(program.sketch)
+        executor.collect(sketch)
+        counted.append(sketch)
+    assert counted[0] == counted[1]
+    assert executor.launch_on(DeviceRows(0)) is None
+
+
+def test_ids_on_the_device() -> None:
+    executor, slab = all_ops_on(0, NARROW_ALWAYS), slab_of(all_ops(), rows_of_all(50, 1, 0.5))
+    output = executor.launch(slab, counted=False)
+    assert output is not None
+    np.testing.assert_array_equal(view(output.ids), CpuExecutor(all_ops()).run(slab)[1])
+    with pytest.raises(ExecutorError, match="texts"):
+        executor.launch_on(DeviceRows(1))
 
 
 KERNEL = (CSRC / "cuda" / "kernel.h").read_text()

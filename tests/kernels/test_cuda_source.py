@@ -10,7 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from trimtab.kernels import operations as ops
 from trimtab.kernels.cuda import chunks_of
-from trimtab.kernels.cuda_source import items_of, scaled_of, source_of
+from trimtab.kernels.cuda_items import items_of
+from trimtab.kernels.cuda_scaling import scaled_of
+from trimtab.kernels.cuda_source import source_of
 from trimtab.kernels.cuda_tables import NARROW, WIDE, Compiled, Layout
 from trimtab.kernels.program import Chain, ColumnProgram, Field, RealField, SketchSpec
 
