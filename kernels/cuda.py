@@ -43,8 +43,8 @@ _WIDE = (True, False, *(True,) * 12, False, True, False, False, False)
 @dataclass(frozen=True)
 class DeviceRows:
     """Rows in device memory. columns: the address of an array of addresses, one a field: float32 (real, boolean) or
-    int64 (integer). Or matrix: the address of float32 [rows, n_fields], each row `pitch` floats after the one before, of
-    a program of reals without keys.
+    int64 (integer). Or matrix: the address of float32 [rows, n_fields], each row `pitch` floats after the one before,
+    of a program of reals without keys.
 
     columns_aligned: whether all columns begin at multiples of 16 bytes; where they do not it is slower.
     """

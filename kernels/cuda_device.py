@@ -129,9 +129,12 @@ class CupyDevice:
         with self._device:
             function = self._cupy.RawModule(path=str(path)).get_function("trimtab_columns")
 
+        granted = 48 * 1024  # what a block may have without asking
+
         def launch(call: Launch) -> None:
-            if call.shared_bytes > 48 * 1024:
-                function.max_dynamic_shared_size_bytes = call.shared_bytes
+            nonlocal granted
+            if call.shared_bytes > granted:
+                function.max_dynamic_shared_size_bytes = granted = call.shared_bytes
             types = (np.uint32, np.uint64)
             arguments = tuple(types[wide](value) for value, wide in zip(call.arguments, call.wide, strict=True))
             with self._device:

@@ -60,15 +60,18 @@ TRIMTAB_DEVICE void turn_quads(Word quads, const float* from, std::size_t pitch,
     if (mine.quad >= quads) return;
     float* into = raw + 4 * mine.quad * tile_rows + swizzled(4 * mine.quad, mine.row);
     from += mine.row * pitch + 4 * mine.quad;
-#pragma unroll 4
-    for (Word row = mine.row; row < tile_rows; row += mine.step, from += mine.step * pitch, into += mine.step) {
-        float4 x = make_float4(kNaN, kNaN, kNaN, kNaN);
-        if (row < rows) x = __ldcs(reinterpret_cast<const float4*>(from));
+    const auto put = [&](const float4& x) {
         into[0] = x.x;
         into[tile_rows] = x.y;
         into[2 * tile_rows] = x.z;
         into[3 * tile_rows] = x.w;
+    };
+    Word row = mine.row;
+#pragma unroll 4
+    for (; row < rows && row < tile_rows; row += mine.step, from += mine.step * pitch, into += mine.step) {
+        put(__ldcs(reinterpret_cast<const float4*>(from)));
     }
+    for (; row < tile_rows; row += mine.step, into += mine.step) put(make_float4(kNaN, kNaN, kNaN, kNaN));
 }
 
 // Rows [first, first + tile_rows) of the group's fields, turned into columns; NaN from `stop` on.
