@@ -93,8 +93,7 @@ class DeviceOutput:
 
 
 class CudaExecutor:
-    """Runs a program on a GPU. Raises ExecutorError where the program is not for GPUs (`Compiled.refusal`), and
-    ProgramError where no executor runs it."""
+    """Runs a program on a GPU. Raises ExecutorError where the program is not for GPUs (`Compiled.refusal`)."""
 
     def __init__(self, program: ColumnProgram, device: Device) -> None:
         self.program = program
@@ -119,6 +118,14 @@ class CudaExecutor:
         self._epochs = device.memory(2 * self._empty.nbytes)
         device.copy_in(self._control, 0, np.zeros(self._control.nbytes // 4, np.uint32))
         device.copy_in(self._epochs, 0, np.concatenate([self._empty, self._empty]))
+
+    def prepare(self) -> None:
+        """Compiles and loads now what batches of columns will need; raises ExecutorError where that fails. A matrix's
+        kernels wait for the first one."""
+        with self._lock:
+            for layout in (WIDE, NARROW):
+                for counted in (True, False):
+                    self._kernel(layout, False, counted)
 
     def run(
         self,

@@ -126,8 +126,11 @@ class CupyDevice:
     def kernel(self, source: str, variant: Variant) -> Kernel:
         """See Device."""
         path = compiled(source, variant, self._architecture)
-        with self._device:
-            function = self._cupy.RawModule(path=str(path)).get_function("trimtab_columns")
+        try:
+            with self._device:
+                function = self._cupy.RawModule(path=str(path)).get_function("trimtab_columns")
+        except Exception as error:  # CuPy's errors of the driver have no base of their own
+            raise ExecutorError(f"the GPU does not load the kernel: {str(error)[:200]}") from error
 
         granted = 48 * 1024  # what a block may have without asking
 

@@ -15,7 +15,6 @@ from trimtab._native import ColumnTable, Slab
 from trimtab.kernels.cpu import CpuExecutor
 from trimtab.kernels.cuda import CudaExecutor
 from trimtab.kernels.cuda_device import cuda_device
-from trimtab.kernels.cuda_tables import Compiled
 from trimtab.kernels.errors import ExecutorError
 from trimtab.kernels.program import ColumnProgram
 from trimtab.kernels.sketch import Sketch
@@ -61,7 +60,9 @@ def on_gpu(program: ColumnProgram, index: int = 0) -> CudaExecutor | str:
     gpu = cuda_device(index)
     if isinstance(gpu, str):
         return gpu
-    refusal = Compiled.of(program).refusal
-    if refusal is not None:
-        return f"the program cannot run on a GPU: {refusal}"
-    return CudaExecutor(program, gpu)
+    try:
+        executor = CudaExecutor(program, gpu)
+        executor.prepare()
+    except ExecutorError as error:
+        return str(error)
+    return executor
