@@ -109,6 +109,8 @@ class CudaExecutor:
         self._kernels: dict[tuple[Layout, bool, bool], tuple[Kernel, Tables, Memory]] = {}
         self._memories: dict[str, Memory] = {}
         self._epoch = 0
+        # The spec that was compared last and is the same: comparing takes longer than a small batch.
+        self._same = program.sketch
         # The part of a sketch's arrays that rows are counted in; the prediction's comes after it.
         self._n_counts = program.sketch.offsets[-2]
         self._n_moments = len(program.sketch.fields) * MOMENTS
@@ -141,8 +143,8 @@ class CudaExecutor:
 
         `threads`: for the ids that the host makes of texts. What was launched and not collected goes to `sketch`, too.
         """
-        if sketch is not None and sketch.spec is not self.program.sketch and sketch.spec != self.program.sketch:
-            raise ExecutorError("the sketch's spec is not the program's")
+        if sketch is not None:
+            self._check(sketch)
         start, stop = self._span(rows, start, stop)
         if threads < 1:
             raise ExecutorError("expected at least one thread, came 0")
@@ -181,10 +183,15 @@ class CudaExecutor:
     def collect(self, sketch: Sketch) -> None:
         """Adds to `sketch` what was launched with `counted` since it was last called. Raises ExecutorError on a sketch
         of another spec."""
-        if sketch.spec is not self.program.sketch and sketch.spec != self.program.sketch:
-            raise ExecutorError("the sketch's spec is not the program's")
+        self._check(sketch)
         with self._lock:
             self._collect(sketch)
+
+    def _check(self, sketch: Sketch) -> None:
+        if sketch.spec is not self._same:
+            if sketch.spec != self.program.sketch:
+                raise ExecutorError("the sketch's spec is not the program's")
+            self._same = sketch.spec
 
     def _span(self, rows: Slab | ColumnTable, start: int, stop: int) -> tuple[int, int]:
         if rows.schema != self.program.schema:

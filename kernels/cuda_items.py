@@ -59,15 +59,9 @@ class Item:
     parameters: list[Parameter] = dataclasses.field(default_factory=list)
 
 
-@dataclass(frozen=True)
-class Staged:
-    """Ids of string columns that the host makes: chains of a program for the CPU executor, one column of ids each."""
-
-    chains: tuple[Chain, ...]
-
-
-def items_of(program: ColumnProgram) -> tuple[list[Item], Staged]:
-    """The program's items in the order of its chains, those without a chain last, and what the host stages."""
+def items_of(program: ColumnProgram) -> tuple[list[Item], tuple[Chain, ...]]:
+    """The program's items in the order of its chains, those without a chain last; and the chains of texts that the host
+    runs, each of which gives a column of ids."""
     items: list[Item] = []
     staged: list[Chain] = []
     waiting = set(range(len(program.sketch.fields)))
@@ -76,7 +70,7 @@ def items_of(program: ColumnProgram) -> tuple[list[Item], Staged]:
         waiting -= {chain.field} if counted else set()
         items.append(_Writer(program, staged).item(chain.field, position, counted))
     items += [_Writer(program, staged).item(index, None, True) for index in sorted(waiting)]
-    return items, Staged(tuple(staged))
+    return items, tuple(staged)
 
 
 def levels_of(edges: int) -> int:

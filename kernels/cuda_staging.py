@@ -29,7 +29,7 @@ class Stager:
 
     def columns(self, rows: Slab | ColumnTable, start: int, stop: int, threads: int) -> list[Array | None]:
         """One array of the rows [start, stop) a field, None for texts and keys, then int32 ids of texts."""
-        values: Sequence[Any] = rows.values if isinstance(rows, ColumnTable) else _columns_of(rows)
+        values: Any = rows.values if isinstance(rows, ColumnTable) else _columns_of(rows)
         found: list[Array | None] = []
         for i, (kind, column) in enumerate(zip(self._types, values, strict=True)):
             found.append(None if kind == "string" or i >= self._features else column[start:stop])

@@ -75,7 +75,7 @@ class Compiled:
         """Pure: equal programs, equal results."""
         items, staged = items_of(program)
         source, kinds = source_of(items)
-        return cls(program, source, staged.chains, tuple(items), tuple(kinds))
+        return cls(program, source, staged, tuple(items), tuple(kinds))
 
     @cached_property
     def partials(self) -> int:
