@@ -68,8 +68,10 @@ TRIMTAB_DEVICE void turn_quads(Word quads, const float* from, std::size_t pitch,
     };
     Word row = mine.row;
 #pragma unroll 4
-    for (; row < rows && row < tile_rows; row += mine.step, from += mine.step * pitch, into += mine.step) {
+    for (const Word last = rows < tile_rows ? rows : tile_rows; row < last; row += mine.step) {
         put(__ldcs(reinterpret_cast<const float4*>(from)));
+        from += mine.step * pitch;
+        into += mine.step;
     }
     for (; row < tile_rows; row += mine.step, into += mine.step) put(make_float4(kNaN, kNaN, kNaN, kNaN));
 }

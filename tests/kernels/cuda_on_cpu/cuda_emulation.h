@@ -22,6 +22,10 @@
 #include <utility>
 #include <vector>
 
+#ifdef __SANITIZE_ADDRESS__
+#include <sanitizer/asan_interface.h>
+#endif
+
 #define __device__
 #define __global__
 #define __shared__
@@ -46,8 +50,64 @@ namespace emulation {
 
 enum class Waits : std::uint8_t { no, for_warp, for_block, done };
 
+// Changing stacks. By hand where that is written: swapcontext asks the kernel each time, and AddressSanitizer's clears
+// the shadow of whole stacks.
+#ifdef __x86_64__
+struct Context {
+    void* top = nullptr;
+};
+
+extern "C" void emulation_change(void** left, void* entered);
+asm(R"(
+.text
+.globl emulation_change
+.hidden emulation_change
+.type emulation_change, @function
+emulation_change:
+    endbr64
+    pushq %rbp
+    pushq %rbx
+    pushq %r12
+    pushq %r13
+    pushq %r14
+    pushq %r15
+    movq %rsp, (%rdi)
+    movq %rsi, %rsp
+    popq %r15
+    popq %r14
+    popq %r13
+    popq %r12
+    popq %rbx
+    popq %rbp
+    ret
+.size emulation_change, .-emulation_change
+)");
+
+inline void change(Context& left, Context& entered) { emulation_change(&left.top, entered.top); }
+
+inline void make(Context& context, char* stack, std::size_t size, void (*entry)()) {
+    auto** top = reinterpret_cast<void**>(reinterpret_cast<std::uintptr_t>(stack + size) & ~std::uintptr_t{15});
+    *--top = nullptr;  // whom entry would return to
+    *--top = reinterpret_cast<void*>(entry);
+    for (int i = 0; i < 6; ++i) *--top = nullptr;
+    context.top = top;
+}
+#else
+using Context = ucontext_t;
+
+inline void change(Context& left, Context& entered) { swapcontext(&left, &entered); }
+
+inline void make(Context& context, char* stack, std::size_t size, void (*entry)()) {
+    getcontext(&context);
+    context.uc_stack.ss_sp = stack;
+    context.uc_stack.ss_size = size;
+    context.uc_link = nullptr;
+    makecontext(&context, entry, 0);
+}
+#endif
+
 struct Fiber {
-    ucontext_t context;
+    Context context;
     std::unique_ptr<char[]> stack;
     Waits waits = Waits::done;
     unsigned shuffles = 0;  // that it took part in
@@ -67,14 +127,14 @@ struct Block {
 inline std::array<Block, kResident> blocks;
 inline Block* running_block = nullptr;
 inline Fiber* running = nullptr;
-inline ucontext_t scheduler;
+inline Context scheduler;
 inline void (*body)(void*) = nullptr;
 inline void* body_arguments = nullptr;
 
 inline void wait(Waits what) {
     Fiber* const fiber = running;
     fiber->waits = what;
-    swapcontext(&fiber->context, &scheduler);
+    change(fiber->context, scheduler);
 }
 
 inline void begin_fiber() {
@@ -91,11 +151,10 @@ inline void begin_block(Block& block, uint3 index, unsigned threads) {
     std::memset(block.shared.data(), 0xff, kSharedBytes);
     for (Fiber& fiber : block.fibers) {
         if (!fiber.stack) fiber.stack = std::make_unique_for_overwrite<char[]>(kStack);
-        getcontext(&fiber.context);
-        fiber.context.uc_stack.ss_sp = fiber.stack.get();
-        fiber.context.uc_stack.ss_size = kStack;
-        fiber.context.uc_link = nullptr;
-        makecontext(&fiber.context, &begin_fiber, 0);
+#ifdef __SANITIZE_ADDRESS__
+        __asan_unpoison_memory_region(fiber.stack.get(), kStack);  // of the frames that a fiber before left there
+#endif
+        make(fiber.context, fiber.stack.get(), kStack, &begin_fiber);
         fiber.waits = Waits::no;
         fiber.shuffles = 0;
     }
@@ -128,7 +187,7 @@ inline bool run_some(Block& block, const std::vector<unsigned>& order, std::mt19
         if ((idle >> (thread / 32) & 1U) != 0) continue;
         running = &block.fibers[thread];
         threadIdx.x = thread;
-        swapcontext(&scheduler, &running->context);
+        change(scheduler, running->context);
     }
     for (std::size_t warp = 0; warp < threads; warp += 32) moved |= release(block, warp, 32, Waits::for_warp);
     moved |= release(block, 0, threads, Waits::for_block);

@@ -38,6 +38,8 @@ def built(source: str, variant: Variant, optimised: bool = False) -> Any:
     path.write_text(text)
     command = [COMPILER, "-std=c++20", "-O2" if optimised else "-O1", "-g0", "-shared", "-fPIC", "-ffp-contract=off"]
     command += ["-fno-strict-aliasing", "-w", f"-I{HERE}", f"-I{CSRC}"]
+    if "libasan" in os.environ.get("LD_PRELOAD", ""):  # tools/sanitize.sh
+        command += ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
     command += [f"-D{key}={value}" for key, value in variant.defines.items()]
     done = subprocess.run([*command, "-o", str(library), str(path)], capture_output=True, text=True, check=False)
     if done.returncode != 0:
