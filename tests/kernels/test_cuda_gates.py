@@ -19,9 +19,11 @@ import pytest
 from trimtab.kernels.cuda_compile import CSRC, Cubin, Variant, compile_cubin, nvrtc
 from trimtab.kernels.cuda_tables import NARROW, WIDE, Compiled
 
+from tests.kernels.cuda_on_cpu.emulation import SANITIZED
 from tests.kernels.sass import blocks_of, disassembled, loops_with
 from tests.kernels.test_cuda_parity import all_ops, standard
 
+pytestmark = pytest.mark.skipif(SANITIZED, reason="compiles for another machine, and runs nothing")
 REGISTERS, INSTRUCTIONS = 64, 50
 VALUES_A_VECTOR = 4
 FOUND_NVRTC = nvrtc() is not None

@@ -28,7 +28,7 @@ from trimtab.kernels.program import CategoryField, Chain, ColumnProgram, Field, 
 from trimtab.kernels.reference import run_reference
 from trimtab.kernels.sketch import Sketch
 
-from tests.kernels.cuda_on_cpu.emulation import EmulatedDevice
+from tests.kernels.cuda_on_cpu.emulation import SANITIZED, EmulatedDevice
 from tests.kernels.programs import HOSTILE, MISSING, TEXTS, assert_same_sketch, bounds, programs, slabs
 
 Floats = NDArray[np.float32]
@@ -88,6 +88,7 @@ def check_all(program: ColumnProgram, rows: Slab | ColumnTable, processors: int)
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(SANITIZED, reason="builds a kernel for each example")
 @settings(max_examples=40, deadline=None)
 @given(st.data())
 def test_random_programs(data: st.DataObject) -> None:
@@ -376,6 +377,7 @@ def counted_only(width: int) -> ColumnProgram:
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(SANITIZED, reason="runs kernels that read what is not there yet")
 @pytest.mark.parametrize("left_out", range(BARRIERS))
 def test_every_barrier_is_needed(left_out: int) -> None:
     """Of the kernel, and of the emulation: where one is left out, some order of threads gives something else."""

@@ -19,6 +19,8 @@ from trimtab.kernels.cuda_compile import CSRC, Variant
 from trimtab.kernels.cuda_device import Copy, Kernel, Launch, Memory
 from trimtab.kernels.errors import ExecutorError
 
+SANITIZED = "libasan" in os.environ.get("LD_PRELOAD", "")
+"""Whether this is a run of tools/sanitize.sh; then the kernels are built with its sanitizers, too, which takes long."""
 _RUNNING = threading.Lock()  # a library's fibers and shared memory are its globals
 HERE = Path(__file__).parent
 COMPILER = os.environ.get("CXX") or shutil.which("g++") or shutil.which("c++") or "g++"
@@ -38,7 +40,7 @@ def built(source: str, variant: Variant, optimised: bool = False) -> Any:
     path.write_text(text)
     command = [COMPILER, "-std=c++20", "-O2" if optimised else "-O1", "-g0", "-shared", "-fPIC", "-ffp-contract=off"]
     command += ["-fno-strict-aliasing", "-w", f"-I{HERE}", f"-I{CSRC}"]
-    if "libasan" in os.environ.get("LD_PRELOAD", ""):  # tools/sanitize.sh
+    if SANITIZED:
         command += ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
     command += [f"-D{key}={value}" for key, value in variant.defines.items()]
     done = subprocess.run([*command, "-o", str(library), str(path)], capture_output=True, text=True, check=False)
