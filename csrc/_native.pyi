@@ -240,6 +240,17 @@ class ColumnTable:
         | Sequence[NDArray[np.float32] | NDArray[np.int64] | tuple[NDArray[np.int32], NDArray[np.uint8]]],
     ) -> None: ...
     @property
+    def schema(self) -> Schema: ...
+    @property
+    def values(
+        self,
+    ) -> (
+        NDArray[np.float32]
+        | Sequence[NDArray[np.float32] | NDArray[np.int64] | tuple[NDArray[np.int32], NDArray[np.uint8]]]
+    ):
+        """The arrays as they were given: a matrix, or one a field."""
+
+    @property
     def rows(self) -> int: ...
     def __len__(self) -> int: ...
 

@@ -77,6 +77,9 @@ void bind_column_table(py::module_& module) {
     py::class_<ColumnTable>(module, "ColumnTable", "Rows of a schema in arrays that are borrowed, not copied.")
         .def(py::init<std::shared_ptr<const Schema>, const py::array&>(), py::arg("schema"), py::arg("values"))
         .def(py::init<std::shared_ptr<const Schema>, const py::sequence&>(), py::arg("schema"), py::arg("values"))
+        .def_property_readonly("schema",
+                               [](const ColumnTable& table) { return std::const_pointer_cast<Schema>(table.schema()); })
+        .def_property_readonly("values", &ColumnTable::values)
         .def_property_readonly("rows", [](const ColumnTable& table) { return table.source().rows(); })
         .def("__len__", [](const ColumnTable& table) { return table.source().rows(); });
 }

@@ -21,6 +21,7 @@ class ColumnTable {
 
     const std::shared_ptr<const Schema>& schema() const { return schema_; }
     const ColumnSource& source() const { return source_; }
+    const pybind11::object& values() const { return kept_; }  // as they were given
 
   private:
     std::shared_ptr<const Schema> schema_;

@@ -1,14 +1,11 @@
-// What each op of a column program computes for one value. The semantics, once: included by the CPU executor and,
-// later, by CUDA.
+// What each op of a column program computes for one value. The semantics, once: included by the CPU executor and
+// by the kernels for CUDA, which therefore give the same bits.
 //
 // Real values are computed in float64 and rounded to float32 once, when they are emitted. Bins compare the raw fp32
 // value with fp32 edges. The order is always: NaN first, then the clamp, then the conversion to an integer. Formulas
 // are written so that no two operations can be contracted; the build forbids contraction (-ffp-contract=off,
 // --fmad=false). The oracle is kernels/reference.py, which shares no code with this file.
 #pragma once
-
-#include <cstddef>
-#include <cstdint>
 
 #include "ops_math.h"
 
@@ -32,7 +29,7 @@ TRIMTAB_OP double clip(double x, double low, double high) {
 
 TRIMTAB_OP double log1p(double x) { return log1p_of(x < 0.0 ? 0.0 : x); }
 
-TRIMTAB_OP double signed_log(double x) { return __builtin_copysign(log1p_of(magnitude(x)), x); }
+TRIMTAB_OP double signed_log(double x) { return with_sign_of(log1p_of(magnitude(x)), x); }
 
 // What affine multiplies by, worked out once: 0 for a scale of 0. A scale below the least normal number counts as that.
 TRIMTAB_OP double inverse_of(double scale) {
@@ -68,7 +65,7 @@ TRIMTAB_OP double central_quantile(double p) {
 
 TRIMTAB_OP double outer_quantile(double p) {
     const double tail = p < 0.5 ? p : 1.0 - p;
-    const double r = __builtin_sqrt(-log_of_sum(tail, 0.0)) - 1.6;
+    const double r = square_root(-log_of_sum(tail, 0.0)) - 1.6;
     const double numerator =
         (((((((7.74545014278341407640e-4 * r + 2.27238449892691845833e-2) * r + 2.41780725177450611770e-1) * r +
              1.27045825245236838258e+0) * r + 3.64784832476320460504e+0) * r + 5.76949722146069140550e+0) * r +
@@ -90,12 +87,9 @@ TRIMTAB_OP double probability(double x, double knot, double slope, double at_kno
 // The largest fp32 number <= x; NaN stays NaN. x is not below an fp32 number exactly where this is not.
 TRIMTAB_OP float round_down(double x) {
     const float near = static_cast<float>(x);
-    std::uint32_t bits;
-    __builtin_memcpy(&bits, &near, sizeof(bits));
+    const auto bits = __builtin_bit_cast(std::uint32_t, near);
     const std::uint32_t below = near > 0.0F ? bits - 1U : (near < 0.0F ? bits + 1U : 0x80000001U);
-    float result;
-    __builtin_memcpy(&result, &below, sizeof(result));
-    return static_cast<double>(near) > x ? result : near;
+    return static_cast<double>(near) > x ? __builtin_bit_cast(float, below) : near;
 }
 
 // The share of bin [low, high] that lies below x: 0 to 1, and 0 for NaN.
@@ -108,7 +102,7 @@ TRIMTAB_OP double bin_share(double x, double low, double high) {
 // 0}.
 TRIMTAB_OP Angle cyclic(double x, double period) {
     const double turns = x / period;
-    const Angle angle = angle_of(turns - __builtin_floor(turns));  // of NaN where turns are not finite
+    const Angle angle = angle_of(turns - round_to_floor(turns));  // of NaN where turns are not finite
     const bool known = magnitude(turns) < kInfinite;
     return {known ? angle.sine : 0.0, known ? angle.cosine : 0.0};
 }
@@ -144,7 +138,7 @@ TRIMTAB_OP std::uint64_t hash_cross(std::uint64_t first, std::uint64_t second) {
 
 // hash % buckets by two multiplications; reciprocal: (2^64 - 1) / buckets. The quotient is at most one too small.
 TRIMTAB_OP std::int64_t bucket_of(std::uint64_t hash, std::uint64_t buckets, std::uint64_t reciprocal) {
-    const auto quotient = static_cast<std::uint64_t>((static_cast<unsigned __int128>(hash) * reciprocal) >> 64);
+    const std::uint64_t quotient = upper_product(hash, reciprocal);
     const std::uint64_t rest = hash - quotient * buckets;
     return kFirst + static_cast<std::int64_t>(rest - (rest >= buckets ? buckets : 0));
 }

@@ -6,33 +6,15 @@
 // serve another.
 #pragma once
 
-#include <cstdint>
-
-#ifdef __CUDACC__
-#define TRIMTAB_OP __host__ __device__ inline
-#else
-#define TRIMTAB_OP static inline __attribute__((always_inline))
-#endif
+#include "ops_builtins.h"
 
 namespace trimtab::ops {
 
-TRIMTAB_OP std::uint64_t bits_of(double x) {
-    std::uint64_t bits;
-    __builtin_memcpy(&bits, &x, sizeof(bits));
-    return bits;
-}
-
-TRIMTAB_OP double from_bits(std::uint64_t bits) {
-    double x;
-    __builtin_memcpy(&x, &bits, sizeof(x));
-    return x;
-}
+TRIMTAB_OP std::uint64_t bits_of(double x) { return __builtin_bit_cast(std::uint64_t, x); }
+TRIMTAB_OP double from_bits(std::uint64_t bits) { return __builtin_bit_cast(double, bits); }
 
 TRIMTAB_OP bool is_nan(double x) { return x != x; }
 TRIMTAB_OP bool is_nan(float x) { return x != x; }
-TRIMTAB_OP double magnitude(double x) { return __builtin_fabs(x); }
-
-inline constexpr double kInfinite = __builtin_huge_val();
 
 // log(u + rest) for a positive finite u and a rest far below it; u in 2^k [√½, √2).
 TRIMTAB_OP double log_of_sum(double u, double rest) {

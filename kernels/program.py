@@ -1,7 +1,8 @@
 """The column program: what turns a slab's raw columns into a model's inputs, the same in training and in serving.
 
-A program is data: a schema, chains of fitted ops, and what the sketch counts. Executors (`reference`, `cpu`) run it.
-Its JSON is canonical, its hash the sha256 of that JSON; the version that was trained through a program names its hash.
+A program is data: a schema, chains of fitted ops, and what the sketch counts. Executors (`reference`, `cpu`, `cuda`)
+run it. Its JSON is canonical, its hash the sha256 of that JSON; the version that was trained through a program names
+its hash.
 
 Outputs are in the order of the chains: float32 features (each chain's own, then its missing flag) and int64 ids.
 """

@@ -30,7 +30,7 @@ from trimtab.kernels.sketch_spec import CategoryField, RealField
 from trimtab.kernels.slabs import rows_from_arrow, slab_from_arrow
 from trimtab.kernels.summaries import Sample
 
-from .test_parity import programs, slabs
+from tests.kernels.programs import programs, slabs
 
 Floats = NDArray[np.float32]
 MASK = (1 << 64) - 1
