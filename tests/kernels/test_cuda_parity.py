@@ -89,7 +89,7 @@ def check_all(program: ColumnProgram, rows: Slab | ColumnTable, processors: int)
 
 @pytest.mark.slow
 @pytest.mark.skipif(SANITIZED, reason="builds a kernel for each example")
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(st.data())
 def test_random_programs(data: st.DataObject) -> None:
     program = data.draw(programs())

@@ -15,7 +15,7 @@ from trimtab.kernels.errors import ProgramError, TensorError
 from trimtab.kernels.predictions import STATISTICS, PredictionSpec, PredictionStatistics
 from trimtab.kernels.sketch import Sketch
 from trimtab.kernels.sketch_spec import MOMENTS, PREFIX
-from trimtab.kernels.tensors import runs_triton
+from trimtab.kernels.tensors import interpreted, runs_triton
 
 from .tolerance import DEVICES, DTYPES, array, assert_as_good
 
@@ -135,7 +135,7 @@ def test_rows_and_counts(device: str, dtype: torch.dtype, rows: int, width: int)
         elements=st.one_of(st.sampled_from(HOSTILE), st.floats(width=32)),
     )
 )
-@settings(max_examples=40)
+@settings(max_examples=10 if interpreted() else 40)
 def test_any_logits(device: str, values: NDArray[np.float32]) -> None:
     logits = torch.from_numpy(values)
     totals, per_row = added(logits, device)
