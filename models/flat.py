@@ -140,13 +140,14 @@ class Flat:
         layout = Layout.of(module)
         if device is None:
             device = found[0][1].device if found else "cpu"
-        # By way of the host, so that a move to a GPU is one copy.
-        source = Flat.empty(layout, "cpu", pinned=pinned)
+        # By way of the host, so that a move to a GPU is one copy; on the GPU, where all is there already.
+        there = all(tensor.device == torch.device(device) for _, tensor in found)
+        source = Flat.empty(layout, device if there else "cpu", pinned=pinned and not there)
         source.data.zero_()  # the gaps too: equal weights are equal bytes
         with torch.no_grad():
             for place, (_, tensor) in zip(layout.places, found, strict=True):
                 place.view(source.data).copy_(tensor)
-        made = source if torch.device(device).type == "cpu" else Flat(layout, source.data.to(device))
+        made = source if there else Flat(layout, source.data.to(device))
         by_name = dict(_named(module))
         for place in layout.places:
             view = place.view(made.data)

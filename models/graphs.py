@@ -85,7 +85,7 @@ class GraphedRun:
             for rows, bucket in self._buckets.items()
         }
         self.bytes = buffer_bytes(most, features, ids, outputs) + pool
-        """On the device: static buffers and the graphs' pool."""
+        """On the device: static buffers and the graphs' pool; `graph_version` adds a copy of the weights."""
 
     def holds(self, n: int) -> bool:
         """Whether there is a graph for so many rows."""
@@ -130,10 +130,11 @@ def graph_version(
     long as capturing does, and compiling if that is asked for. Raises GraphError with the reason where it cannot run
     so, and what breaks the device as it is."""
     try:
-        made = _pass(version, precision, compiled)
+        made, copied = _pass(version, precision, compiled)
         program = version.program
         width = version.task.width
         run = GraphedRun(made, program.n_features, len(program.id_sizes), width, most, machine)
+        run.bytes += copied
         _check(version, run, most, TOLERANCE[precision])
     except GraphError:
         raise
@@ -147,25 +148,26 @@ def graph_version(
     return run
 
 
-def _pass(version: LoadedVersion, precision: str, compiled: bool) -> Forward:
+def _pass(version: LoadedVersion, precision: str, compiled: bool) -> tuple[Forward, int]:
+    """Features and ids to predictions; and the bytes of the weights' copy, where it works on one."""
     module, predict = version.module, version.task.predict
-    forward = module.forward_of() if precision == "fp32" else _lowered(module, _DTYPES[precision])
+    forward, copied = (module.forward_of(), 0) if precision == "fp32" else _lowered(module, _DTYPES[precision])
 
     def whole(features: Tensor, ids: Tensor) -> Tensor:
         return predict(forward(features, ids))
 
     # Sizes are unknown to the compiler: one for each bucket would be as many compilations.
     made: Forward = torch.compile(whole, dynamic=True, fullgraph=True) if compiled else whole
-    return made
+    return made, copied
 
 
-def _lowered(module: Network, dtype: torch.dtype) -> Forward:
-    """The forward pass by a copy of the weights in that dtype; logits in float32 again."""
+def _lowered(module: Network, dtype: torch.dtype) -> tuple[Forward, int]:
+    """The forward pass by a copy of the weights in that dtype, and the copy's bytes; logits in float32 again."""
     lower = copy.deepcopy(module).to(dtype)
     # A deep copy of a view holds a copy of all that it is a view of.
-    Flat.adopt(lower, next(iter(module.state_dict().values())).device)
+    flat = Flat.adopt(lower)
     forward = lower.forward_of()
-    return lambda features, ids: forward(features.to(dtype), ids).float()
+    return lambda features, ids: forward(features.to(dtype), ids).float(), flat.layout.size
 
 
 def _check(version: LoadedVersion, run: GraphedRun, most: int, tolerance: float) -> None:

@@ -155,7 +155,8 @@ class Gpu:
         log = self.out / "build.log"
         shutil.rmtree(VENV, ignore_errors=True)
         pip = [self.python, "-m", "pip", "--disable-pip-version-check", "install", "--no-index", "--no-deps"]
-        steps = [[sys.executable, "-m", "venv", "--system-site-packages", str(VENV)]]
+        # Without a pip of its own, for which Debian's Python lacks a part; it sees the machine's.
+        steps = [[sys.executable, "-m", "venv", "--system-site-packages", "--without-pip", str(VENV)]]
         wheels = sorted(map(str, self.wheels.glob("*.whl"))) if self.wheels is not None else []
         if wheels:
             steps.append([*pip, *wheels])
@@ -206,7 +207,7 @@ class Gpu:
     def _libraries(self) -> dict[str, str]:
         """Where libraries of the folder of wheels are found (see tools/gpu_wheels.sh), in building and in running."""
         root = None if self.wheels is None else self.wheels / "root" / "usr"
-        path = os.pathsep.join([*_CUDA, os.environ.get("PATH", "")])
+        path = os.pathsep.join([str(VENV / "bin"), *_CUDA, os.environ.get("PATH", "")])
         if root is None or not root.exists():
             return {"PATH": path}
         lib = root / "lib" / f"{platform.machine()}-linux-gnu"

@@ -19,6 +19,7 @@ from trimtab.kernels.slabs import slab_from_arrow
 from trimtab.models import runner
 from trimtab.models.architectures import build
 from trimtab.models.compiling import example_of
+from trimtab.models.flat import Flat
 from trimtab.models.graphs import TOLERANCE, GraphedRun, GraphError, graph_version
 from trimtab.models.loading import Loader, Version
 from trimtab.models.machine import CudaMachine, Machine
@@ -155,6 +156,27 @@ def test_numbers_of_rows_without_a_graph_are_refused() -> None:
         run.predict(9, lambda *_: None)
 
 
+@pytest.mark.parametrize("machine", MACHINES)
+def test_weights_that_are_copied_over_are_the_graphs_own(machine: str) -> None:
+    """Between two batches, under graphs that are there: every answer is of one set of weights."""
+    version, on = version_on(machine)
+    flat = version.flat or Flat.adopt(version.module)
+    other = Flat.adopt(build({**CONFIG, "seed": 77}, PROGRAM, MULTI).eval().requires_grad_(False))
+    first = Flat(flat.layout, flat.data.clone())
+    run = graph_version(version, 8, on)
+    features, ids = example_of(version, 5)
+    answers = []
+    for weights in (first, other, first, other):
+        flat.copy_from(weights)
+        if machine == "cuda":
+            torch.cuda.current_stream().synchronize()
+        answers.append(run.predict(5, filled(features, ids)))
+        np.testing.assert_allclose(answers[-1], eager(version, features, ids), rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(answers[0], answers[2])
+    np.testing.assert_array_equal(answers[1], answers[3])
+    assert not np.allclose(answers[0], answers[1])
+
+
 def test_a_failure_while_writing_leaves_the_next_batch_right() -> None:
     version, on = version_on("pretend")
     run = graph_version(version, 8, on)
@@ -268,6 +290,7 @@ def test_lower_precision_is_near(machine: str, precision: str, task: Task) -> No
     run = graph_version(version, MOST, on, precision=precision)
     features, ids = example_of(version, 17)
     found, expected = run.predict(17, filled(features, ids)), eager(version, features, ids)
+    assert run.bytes > graph_version(version, MOST, version_on(machine, task)[1]).bytes  # a copy of the weights
     assert found.dtype == np.float32
     assert not np.array_equal(found, expected)
     near = TOLERANCE[precision]
