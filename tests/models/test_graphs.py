@@ -84,7 +84,7 @@ def test_predictions_of_a_slab_and_its_sketch_are_those_without_graphs(machine: 
     np.testing.assert_allclose(version.predict(slab, sketch, 5, 20), expected, rtol=1e-5, atol=1e-6)
     np.testing.assert_array_equal(sketch.counts, plain.counts)
     # More rows than any graph takes: eagerly, as before.
-    np.testing.assert_array_equal(version.predict(slab)[5:20], expected)
+    np.testing.assert_allclose(version.predict(slab)[5:20], expected, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(version.predict(slab, None, 50), version.predict(slab)[50:], rtol=1e-5, atol=1e-6)
 
 
@@ -322,6 +322,28 @@ def test_a_compiled_pass_is_captured() -> None:
     np.testing.assert_allclose(
         run.predict(5, filled(features, ids)), eager(version, features, ids), rtol=1e-4, atol=1e-4
     )
+
+
+@pytest.mark.parametrize("works", [True, False])
+def test_compiling_is_asked_for_and_done_without(works: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[dict[str, Any]] = []
+
+    def compiler(function: Any, **options: Any) -> Any:
+        asked.append(options)
+        if not works:
+            raise RuntimeError("no compiler")
+        return function
+
+    monkeypatch.setattr(torch, "compile", compiler)
+    version, on = version_on("pretend")
+    (text,) = served(version, monkeypatch, on, run="compiled")
+    assert asked == [{"dynamic": True, "fullgraph": True}]
+    if works:
+        assert text.startswith("version 1 runs by graphs in fp32, compiled (")
+    else:
+        assert text.startswith("version 1 runs by graphs in fp32 (")
+        assert text.endswith("; not by graphs in fp32, compiled: it cannot be captured: RuntimeError: no compiler")
+    assert staged_of(version) is not None
 
 
 # --- what a server loads
