@@ -212,6 +212,12 @@ class Engine:
 
     def run(self, batch: Batch) -> None:
         """Computes, answers and keeps a batch. Whatever goes wrong is answered too, and never raised."""
+        if not self._run(batch):
+            # Only now: the error's traceback held the tensors of the batch.
+            let_go()
+
+    def _run(self, batch: Batch) -> bool:
+        """As `run`; False where there was no memory for the batch."""
         computing = self._computing = (batch, time.monotonic())
         try:
             version = self._version(batch.version)
@@ -219,31 +225,27 @@ class Engine:
             if isinstance(version, TensorVersion):
                 assert isinstance(slab, TensorSlab)
                 self._answer(computing, version.weights, version.run_in_parts(slab, self.policy.max_batch_size))
-                return
+                return True
             assert isinstance(slab, Slab)
             assert self.keeper is not None
             times = batch.times_us
             sketch = self.keeper.sketch(version, self.table.live, slab.rows, times)
             predictions = self._predict(version, slab, sketch)
             if not self._answer(computing, version.weights, [predictions]):
-                return
+                return True
         except NotFound as error:
             self._fail(computing, error, str(error))
-            return
+            return True
         except Exception as error:
             _log.exception("model %s: a batch of version %d failed", self.name, batch.version)
             self._fail(computing, *self._answer_to(error, batch))
-            # Its traceback holds the tensors of the batch, which are to go before memory is given back.
-            out_of_memory = is_out_of_memory(error)
-            del error
-            if out_of_memory:
-                let_go()
-            return
+            return not is_out_of_memory(error)
         try:
             self.keeper.keep(slab, batch.request_ids, batch.counts, times, version, predictions, sketch)
         except Exception:
             # The requests are answered; that their rows are lost is for the log.
             _log.exception("model %s: rows of a batch could not be kept", self.name)
+        return True
 
     def _answer(self, computing: tuple[Batch, float], weights: str, outputs: Sequence[NDArray[Any]]) -> bool:
         """False where the batch was given up meanwhile."""
