@@ -1,5 +1,5 @@
 # The two commands of a newcomer are `make demo` and `make test`; each sets up what it needs in .venv and starts in seconds afterwards.
-.PHONY: demo test lint format bench sanitize setup clean help
+.PHONY: demo test lint format bench gpu sanitize setup clean help
 .DEFAULT_GOAL := help
 
 PYTHON := .venv/bin/python
@@ -9,6 +9,7 @@ help:
 	@echo "make test      set up, then run the whole test suite"
 	@echo "make lint      ruff, mypy --strict, pyright"
 	@echo "make bench     the benchmarks, quick form (results under build/bench/)"
+	@echo "make gpu       on a machine with a GPU: build, its tests, compute-sanitizer and benchmarks (build/gpu/gpu.json)"
 	@echo "make sanitize  the native tests and fuzz targets under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer"
 	@echo "make format    ruff format and import order, in place"
 	@echo "make clean     remove what was built (not .venv)"
@@ -31,6 +32,9 @@ lint:
 bench:
 	@tools/setup.sh dev
 	@tools/bench.sh
+
+gpu:
+	@tools/gpu.sh
 
 sanitize:
 	@tools/setup.sh dev

@@ -1,7 +1,10 @@
-"""By what a loaded version runs its forward pass on the CPU: torch's operations one by one, on packed weights, or by a
-compiled package.
+"""By what a loaded version runs its forward pass. On the CPU: torch's operations one by one, on packed weights, or by a
+compiled package. On a GPU: by CUDA graphs (graphs.py), of torch's operations or of what torch.compile makes of them.
 
-`[[model]] run` chooses. Measured (docs/serving.md, benchmarks/model_cpu.py): what there is to gain over torch's
+`[[model]] run` chooses, and `precision` on a GPU. What was asked for and does not work out is tried with less, to the
+eager pass in the end (`ways`), and the reason is told.
+
+The rest is about the CPU. Measured (docs/serving.md, benchmarks/model_cpu.py): what there is to gain over torch's
 operations one by one, once nn.Module's way of calling is out of the way (Network.forward_of), comes from weights laid
 out for the processor: half the time from some 256 rows and 64 x 128 weights on. For the networks that Trimtab builds
 itself, oneDNN does that in a moment (Network.packed_of): "auto" packs, and times which batches gain. Any other network
@@ -34,7 +37,9 @@ from typing import Any
 import torch
 from trimtab.models.compiling import example_of
 from trimtab.models.errors import ModelError
+from trimtab.models.graphs import GraphError, graph_version
 from trimtab.models.loading import Loader, Version
+from trimtab.models.machine import CudaMachine, Machine
 from trimtab.models.tensors import TensorVersion
 from trimtab.models.version import LoadedVersion
 from trimtab.store.files import sha256_file
@@ -42,7 +47,7 @@ from trimtab.store.project import Project
 from trimtab.store.settings import ModelSettings
 from trimtab.store.versions import VersionStore
 
-__all__ = ["RunError", "Sized", "compile_version", "pack_version", "running"]
+__all__ = ["RunError", "Sized", "compile_version", "pack_version", "running", "ways"]
 
 _log = logging.getLogger(__name__)
 Run = Callable[..., Any]
@@ -78,10 +83,14 @@ def running(
     tell: Callable[[int, str], None],
 ) -> Loader:
     """Loads versions as `load` does, and has them run as the model's settings say. `tell` hears, with a version and a
-    message, how a version that was to be compiled runs."""
+    message, how a version that was to be compiled runs, and what runs in another way than was asked for."""
     most = settings.batching.max_batch_size
-    if settings.run == "eager" or (settings.run == "auto" and (lockstep or device != "cpu")):
+    if settings.run == "eager" or (settings.run == "auto" and lockstep):
         return load
+    if device != "cpu":
+        return _on_gpu(load, settings, most, tell)
+    if settings.precision != "fp32":
+        load = _told(load, f"runs in fp32: {settings.precision} is for a GPU", tell)
 
     def packed(number: int) -> Version:
         version = load(number)
@@ -95,9 +104,6 @@ def running(
 
     def loaded(number: int) -> Version:
         version = load(number)
-        if device != "cpu":
-            tell(number, f"version {number} runs eagerly: compiling is for the CPU, and the device is {device}")
-            return version
         began = time.monotonic()
         try:
             compiled = compile_version(version, project, settings.name, store, threads=threads, most=most)
@@ -113,6 +119,53 @@ def running(
         return version
 
     return loaded
+
+
+def ways(run: str, precision: str) -> list[tuple[str, bool]]:
+    """(precision, whether compiled) of the graphs to try on a GPU, what was asked for first, then with less."""
+    return list(dict.fromkeys([(precision, run == "compiled"), (precision, False), ("fp32", False)]))
+
+
+def _on_gpu(load: Loader, settings: ModelSettings, most: int, tell: Callable[[int, str], None]) -> Loader:
+    def graphed(number: int) -> Version:
+        version = load(number)
+        if isinstance(version, TensorVersion):
+            tell(number, f"version {number} runs eagerly: graphs are for models of columns, and this one takes tensors")
+            return version
+        reasons: list[str] = []
+        for precision, compiled in ways(settings.run, settings.precision):
+            began = time.monotonic()
+            how = f"by graphs in {precision}{', compiled' if compiled else ''}"
+            try:
+                run = graph_version(version, most, _machine(version.device), precision=precision, compiled=compiled)
+            except GraphError as error:
+                reasons.append(f"not {how}: {error}")
+                continue
+            version.use_staged(run)
+            took = f"{run.bytes:,} bytes, capturing and checking took {time.monotonic() - began:.1f} s"
+            message = f"version {number} runs {how} ({took}){''.join(f'; {reason}' for reason in reasons)}"
+            if reasons or compiled or precision != "fp32":
+                tell(number, message)
+            else:
+                _log.info("%s", message)
+            return version
+        tell(number, f"version {number} runs eagerly: {'; '.join(reasons)}")
+        return version
+
+    return graphed
+
+
+def _machine(device: torch.device) -> Machine:
+    return CudaMachine(device)
+
+
+def _told(load: Loader, what: str, tell: Callable[[int, str], None]) -> Loader:
+    def told(number: int) -> Version:
+        version = load(number)
+        tell(number, f"version {number} {what}")
+        return version
+
+    return told
 
 
 def pack_version(version: Version, most: int) -> Sized | None:

@@ -5,8 +5,11 @@ store), the program and the configuration are parsed, every tensor must have exa
 gives, every number must be finite, and the sketch must belong to the program. Weights are safetensors; nothing is
 unpickled.
 
-A `LoadedVersion` is immutable once made. `predict` may be called from one thread at a time per device (the engine's
-compute thread); the executor keeps scratch memory between calls.
+A `LoadedVersion` is immutable once it serves. `predict` may be called from one thread at a time per device (the
+engine's compute thread); the executor keeps scratch memory between calls.
+
+On a GPU its weights are one flat buffer (flat.py), and its forward pass is replayed from graphs where it has any
+(graphs.py): the columns are then written straight into what is copied to the GPU.
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -23,13 +26,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from trimtab._native import Slab
-from trimtab.kernels.device import executor_for
+from trimtab.kernels.device import Executor, executor_for
 from trimtab.kernels.errors import KernelError
 from trimtab.kernels.estimate import ScoreTable
 from trimtab.kernels.program import ColumnProgram
 from trimtab.kernels.sketch import Sketch
 from trimtab.models.architectures import Network, build
 from trimtab.models.errors import ModelError, VersionUnfit
+from trimtab.models.flat import Flat, FlatError
 from trimtab.models.tasks import Task
 from trimtab.store.errors import StoreError
 from trimtab.store.manifest import Manifest
@@ -37,6 +41,7 @@ from trimtab.store.versions import VersionStore
 
 __all__ = [
     "LoadedVersion",
+    "StagedRun",
     "architecture_of",
     "load_version",
     "loaded",
@@ -46,9 +51,27 @@ __all__ = [
 ]
 
 Run = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+Write = Callable[[NDArray[np.float32], NDArray[np.int64]], object]
 WEIGHTS, COLUMNS, REFERENCE = "weights.safetensors", "columns.json", "reference.arrow"
 SCORES = "scores.json"
 """What predictions cost on labelled rows (kernels/estimate.py); a version may lack it."""
+
+
+class StagedRun(Protocol):
+    """Predictions of rows that are written into its own buffers; see graphs.GraphedRun."""
+
+    @property
+    def bytes(self) -> int:
+        """What it takes of the device's memory."""
+        ...
+
+    def holds(self, n: int) -> bool:
+        """Whether it takes so many rows."""
+        ...
+
+    def predict(self, n: int, write: Write) -> NDArray[np.float32]:
+        """float32 [n, K] predictions of the features f32[n, F] and ids i64[n, C] that `write` writes."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -67,6 +90,8 @@ class LoadedVersion:
     device: torch.device
     scores: ScoreTable | None = None
     """What its predictions cost on rows that it had not seen; a refreshed version has its parent's."""
+    flat: Flat | None = None
+    """The buffer that the module's tensors lie in, where they lie in one."""
     run_eagerly: Run = field(init=False)
     """Predictions [n, K] of features and ids, by the module."""
 
@@ -76,12 +101,17 @@ class LoadedVersion:
         object.__setattr__(self, "run_eagerly", lambda features, ids: predict(forward(features, ids)))
         object.__setattr__(self, "_run", self.run_eagerly)
         object.__setattr__(self, "_copies", 1)
+        object.__setattr__(self, "_staged", None)
 
     def use(self, run: Run) -> None:
         """Has `run`, which has weights of its own, make predictions [n, K] of features f32[n, F] and ids i64[n, C], in
         place of the module. Before the version serves."""
         object.__setattr__(self, "_run", run)
         object.__setattr__(self, "_copies", 2)
+
+    def use_staged(self, run: StagedRun) -> None:
+        """Has `run` make predictions of as many rows as it takes, in place of the module. Before the version serves."""
+        object.__setattr__(self, "_staged", run)
 
     def packed(self) -> Run | None:
         """A run by weights that are laid out for this processor (Network.packed_of); None where there is none."""
@@ -95,12 +125,20 @@ class LoadedVersion:
 
         With a sketch (of the program's spec), the rows' raw values and predictions are counted in it.
         """
-        features, ids = self._executor.run(slab, sketch, start, stop)  # type: ignore[attr-defined]
-        with torch.inference_mode():
-            x, i = torch.from_numpy(features), torch.from_numpy(ids)
-            if self.device.type != "cpu":
-                x, i = x.to(self.device), i.to(self.device)
-            predictions: NDArray[np.float32] = self._run(x, i).cpu().numpy()  # type: ignore[attr-defined]
+        executor: Executor = self._executor  # type: ignore[attr-defined]
+        staged: StagedRun | None = self._staged  # type: ignore[attr-defined]
+        rows = (slab.rows if stop == -1 else stop) - start
+        if staged is not None and staged.holds(rows):
+            predictions = staged.predict(
+                rows, lambda features, ids: executor.run(slab, sketch, start, stop, features, ids)
+            )
+        else:
+            features, ids = executor.run(slab, sketch, start, stop)
+            with torch.inference_mode():
+                x, i = torch.from_numpy(features), torch.from_numpy(ids)
+                if self.device.type != "cpu":
+                    x, i = x.to(self.device), i.to(self.device)
+                predictions = self._run(x, i).cpu().numpy()  # type: ignore[attr-defined]
         if sketch is not None:
             sketch.add_predictions(predictions)
         return predictions
@@ -126,9 +164,11 @@ class LoadedVersion:
 
     @property
     def bytes(self) -> int:
-        """Size of the weights in memory."""
+        """Size in memory: of the weights, and of the graphs with their buffers."""
         copies: int = self._copies  # type: ignore[attr-defined]
-        return self.module.size() * copies
+        staged: StagedRun | None = self._staged  # type: ignore[attr-defined]
+        weights = self.module.size() if self.flat is None else self.flat.layout.size
+        return weights * copies + (0 if staged is None else staged.bytes)
 
 
 def missing_rows(program: ColumnProgram, rows: int) -> Slab:
@@ -185,9 +225,10 @@ def loaded(manifest: Manifest, files: Mapping[str, bytes], device: str = "cpu") 
     except (KernelError, ModelError, UnicodeDecodeError, KeyError) as error:
         raise VersionUnfit(f"{where}: {error}") from error
     place = _device(device, where)
-    module.eval().requires_grad_(False).to(place)
+    module.eval().requires_grad_(False)
+    flat = _flat(module, place)
     version = LoadedVersion(
-        manifest.version, manifest.weights, program, task, manifest, reference, module, place, scores
+        manifest.version, manifest.weights, program, task, manifest, reference, module, place, scores, flat
     )
     version.warm([1])
     return version
@@ -244,6 +285,18 @@ def split_architecture(architecture: Mapping[str, Any]) -> tuple[dict[str, Any],
     config = dict(architecture)
     task = config.pop("task", None)
     return config, Task.from_json(task if isinstance(task, Mapping) else {})
+
+
+def _flat(module: Network, place: torch.device) -> Flat | None:
+    """Moves the module there, on a GPU into one buffer where that is possible."""
+    if place.type == "cpu":
+        return None
+    try:
+        return Flat.adopt(module, place)
+    except FlatError:
+        # Weights that overlap, or are sparse, say: they serve, and cannot be swapped in place.
+        module.to(place)
+        return None
 
 
 def _device(name: str, where: str) -> torch.device:

@@ -17,6 +17,10 @@ Stop, on SIGTERM or SIGINT, in all at most drain_seconds (plus a moment to end p
   5. the trainer is told, and leaves
   6. admin socket and HTTP close; the lock goes
 A second signal ends the process at once.
+
+A GPU that is lost (an illegal memory access, say) takes the process' CUDA context with it, and nothing within it helps.
+So the server stops as above, with UNAVAILABLE from that batch on, and ends with exit code EXIT_DEVICE_LOST: whatever
+supervises it starts a new one.
 """
 
 from __future__ import annotations
@@ -44,7 +48,7 @@ from trimtab.protos.v1 import trimtab_pb2 as pb
 from trimtab.server.advance import Advancer
 from trimtab.server.channel import TrainerChannel
 from trimtab.server.compute import ComputeThread
-from trimtab.server.errors import ServerError, StartError
+from trimtab.server.errors import DeviceLost, ServerError, StartError
 from trimtab.server.events import EventBus
 from trimtab.server.http import HttpServer
 from trimtab.server.local_calls import LocalCalls
@@ -72,10 +76,13 @@ from trimtab.store.errors import StoreError
 from trimtab.store.project import Project
 from trimtab.store.settings import ModelSettings
 
-__all__ = ["NO_TRAINER", "Server", "serve"]
+__all__ = ["EXIT_DEVICE_LOST", "NO_TRAINER", "Server", "serve"]
 
 NO_TRAINER = "TRIMTAB_NO_TRAINER"
 """Set to anything but 0 or empty: no trainer is started, whatever the project says."""
+
+EXIT_DEVICE_LOST = 75
+"""sysexits' EX_TEMPFAIL: to be started again."""
 
 _log = logging.getLogger(__name__)
 _PUBLIC, _ADMIN = 0, 1
@@ -94,7 +101,8 @@ def serve(
     trainer: bool | None = None,
     as_json: bool = False,
 ) -> int:
-    """Serves the project until a signal ends it; what is None comes from [server]. Returns the exit code.
+    """Serves the project until a signal ends it; what is None comes from [server]. Returns the exit code, or ends the
+    process with it where its GPU is lost.
 
     Prints one line to stdout when it is ready. Where it cannot start, prints one line to stderr and returns 1.
     """
@@ -124,6 +132,9 @@ def serve(
         keep_freed_memory()
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             return runner.run(main())
+    except DeviceLost as error:
+        print(f"trimtab: {' '.join(str(error).split())}", file=sys.stderr)
+        return EXIT_DEVICE_LOST
     except (ServerError, StoreError, KernelError, ModelError) as error:
         print(f"trimtab: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
@@ -141,7 +152,9 @@ class Server:
         self._settings = settings
         self._as_json = as_json
         self._device = _device(settings.device)
+        self._loop = asyncio.get_running_loop()
         self._stop = asyncio.Event()
+        self._device_lost = False
         self._lock: StateLock | None = None
         self._announcements: asyncio.Task[None] | None = None
         self._warming: asyncio.Task[object] | None = None
@@ -240,9 +253,11 @@ class Server:
             await self.run()
         finally:
             done = await self.shutdown()
-            if not done:
-                # Whatever hangs would keep the interpreter from ending: its threads cannot be cancelled.
-                os._exit(1)
+            if not done or self._device_lost:
+                # Whatever hangs would keep the interpreter from ending: its threads cannot be cancelled. And without
+                # its GPU, it would end in the destructors of what was there.
+                sys.stderr.flush()
+                os._exit(EXIT_DEVICE_LOST if self._device_lost else 1)
         return 0
 
     def _on_signal(self) -> None:
@@ -290,11 +305,23 @@ class Server:
             memory=self._memory,
             events=self._events,
             on_drift=self._on_drift,
+            on_fault=self._on_fault,
         )
 
     def _on_stall(self, name: str, stalls: bool) -> None:
         text = f"model {name!r} {'stalls, and takes no requests until it has answered' if stalls else 'answers again'}"
         self._events.publish("stalled", name, text)
+
+    def _on_fault(self, what: str) -> None:
+        """Any thread, and for each batch that still comes."""
+        if self._device_lost:
+            return
+        self._device_lost = True
+        self._events.publish("device_lost", "", what)
+        self._hub.set_draining(True)
+        # The loop may be closed: the server is about to end anyway.
+        with contextlib.suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(self._stop.set)
 
     def _on_model_change(self, model: Model) -> None:
         # The trainer knows the models of the trimtab.toml that it started with.

@@ -31,10 +31,11 @@ import numpy as np
 from numpy.typing import NDArray
 from trimtab._native import Batch, BatchPolicy, Hub, QueuePolicy, Schema, Slab, TensorSchema, TensorSlab
 from trimtab.kernels.sketch import Sketch
+from trimtab.models.faults import is_fault, is_out_of_memory, let_go
 from trimtab.models.loading import Version, inputs_of, labels_of, outputs_of
 from trimtab.models.tensors import TensorVersion
 from trimtab.models.version import LoadedVersion
-from trimtab.server.errors import NotFound, Stalled, status_number
+from trimtab.server.errors import DeviceLost, NotFound, OutOfMemory, Stalled, status_number
 from trimtab.server.keeping import Capture, ClosedWindow, Keeper, OpenWindow
 from trimtab.server.statistics import ModelCounts
 from trimtab.store.settings import BatchingSettings, ModelSettings
@@ -69,10 +70,12 @@ class Engine:
         on_open: Callable[[OpenWindow], None] | None = None,
         opened: OpenWindow | None = None,
         on_live: Callable[[LoadedVersion], None] | None = None,
+        on_fault: Callable[[str], None] | None = None,
     ) -> None:
         """Registers the model with the hub. `on_window` is called on the compute thread with each closed drift window;
         in lockstep their rows and data times alone decide when. `on_open` and `opened`: see Keeper. `on_live` is
-        called with each version of columns that goes live."""
+        called with each version of columns that goes live; `on_fault`, on the compute thread, with what happened where
+        a batch found the GPU lost."""
         self.settings = settings
         self.name = settings.name
         self.schema: Schema | TensorSchema
@@ -101,6 +104,7 @@ class Engine:
         self.policy = settings.batching
         self._hub = hub
         self._on_live = on_live
+        self._on_fault = on_fault
         self._table: Table | None = None
         self._before: Table | None = None
         self._answering = threading.Lock()
@@ -208,6 +212,12 @@ class Engine:
 
     def run(self, batch: Batch) -> None:
         """Computes, answers and keeps a batch. Whatever goes wrong is answered too, and never raised."""
+        if not self._run(batch):
+            # Only now: the error's traceback held the tensors of the batch.
+            let_go()
+
+    def _run(self, batch: Batch) -> bool:
+        """As `run`; False where there was no memory for the batch."""
         computing = self._computing = (batch, time.monotonic())
         try:
             version = self._version(batch.version)
@@ -215,26 +225,27 @@ class Engine:
             if isinstance(version, TensorVersion):
                 assert isinstance(slab, TensorSlab)
                 self._answer(computing, version.weights, version.run_in_parts(slab, self.policy.max_batch_size))
-                return
+                return True
             assert isinstance(slab, Slab)
             assert self.keeper is not None
             times = batch.times_us
             sketch = self.keeper.sketch(version, self.table.live, slab.rows, times)
             predictions = self._predict(version, slab, sketch)
             if not self._answer(computing, version.weights, [predictions]):
-                return
+                return True
         except NotFound as error:
             self._fail(computing, error, str(error))
-            return
+            return True
         except Exception as error:
             _log.exception("model %s: a batch of version %d failed", self.name, batch.version)
-            self._fail(computing, error, f"{type(error).__name__}: {error}")
-            return
+            self._fail(computing, *self._answer_to(error, batch))
+            return not is_out_of_memory(error)
         try:
             self.keeper.keep(slab, batch.request_ids, batch.counts, times, version, predictions, sketch)
         except Exception:
             # The requests are answered; that their rows are lost is for the log.
             _log.exception("model %s: rows of a batch could not be kept", self.name)
+        return True
 
     def _answer(self, computing: tuple[Batch, float], weights: str, outputs: Sequence[NDArray[Any]]) -> bool:
         """False where the batch was given up meanwhile."""
@@ -250,6 +261,18 @@ class Engine:
             if self._computing is computing:
                 self._computing = None
                 computing[0].fail(status_number(error), message)
+
+    def _answer_to(self, error: Exception, batch: Batch) -> tuple[Exception, str]:
+        what = f"{type(error).__name__}: {error}"
+        if is_out_of_memory(error):
+            text = f"model {self.name!r}: no memory left for a batch of {batch.slab.rows} rows; send fewer at a time"
+            return OutOfMemory(text), f"{text} ({_first_line(error)})"
+        if is_fault(error):
+            text = f"model {self.name!r}: the GPU is lost to this server, which restarts: {_first_line(error)}"
+            if self._on_fault is not None:
+                self._on_fault(text)
+            return DeviceLost(text), text
+        return error, what
 
     def _version(self, number: int) -> Version:
         for table in (self._table, self._before):
@@ -267,6 +290,10 @@ class Engine:
             version.predict(slab, sketch, start, min(start + most, slab.rows)) for start in range(0, slab.rows, most)
         ]
         return np.concatenate(parts)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
 
 
 def batch_policy(batching: BatchingSettings, max_queue_bytes: int) -> BatchPolicy:

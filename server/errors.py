@@ -10,9 +10,11 @@ ServerError                 INTERNAL
 ├── Disconnected            CANCELLED            the client went away
 ├── Draining                UNAVAILABLE          the server is starting or stopping; try another one
 ├── Stalled                 UNAVAILABLE          the model's batch takes longer than stall_seconds; try again later
+├── DeviceLost              UNAVAILABLE          the GPU is lost to this process, which ends; try again later
+├── OutOfMemory             RESOURCE_EXHAUSTED   a batch did not fit into memory; send fewer rows at a time
 ├── Denied                  PERMISSION_DENIED    this caller may not do that
 ├── Unfit                   FAILED_PRECONDITION  a version that must not serve, and why
-├── NoRoom                  FAILED_PRECONDITION  a version that does not fit into [server] max_model_bytes
+├── NoRoom                  FAILED_PRECONDITION  a version that does not fit into memory, or [server] max_model_bytes
 ├── NoTrainer               FAILED_PRECONDITION  what was asked for needs a trainer, and none runs here
 ├── Unsupported             UNIMPLEMENTED        a method or feature that this server does not have
 ├── BatchFailed             INTERNAL             computing the batch failed; the message has the reason
@@ -32,12 +34,14 @@ __all__ = [
     "BatchFailed",
     "DeadlinePassed",
     "Denied",
+    "DeviceLost",
     "Disconnected",
     "Draining",
     "InvalidRequest",
     "NoRoom",
     "NoTrainer",
     "NotFound",
+    "OutOfMemory",
     "QueueFull",
     "ServerError",
     "Stalled",
@@ -110,6 +114,18 @@ class Stalled(ServerError):
     """The model computes for too long, and takes no requests meanwhile."""
 
     code = "UNAVAILABLE"
+
+
+class DeviceLost(ServerError):
+    """The GPU failed in a way that this process cannot recover from."""
+
+    code = "UNAVAILABLE"
+
+
+class OutOfMemory(ServerError):
+    """A batch needs more memory than there is."""
+
+    code = "RESOURCE_EXHAUSTED"
 
 
 class Denied(ServerError):

@@ -19,7 +19,7 @@ __all__ = ["EventBus"]
 
 _log = logging.getLogger(__name__)
 _BUFFER = 4096
-_LOUD = {"refused", "change", "segment_damaged", "label_stopped", "rolled_back", "stalled", "note"}
+_LOUD = {"refused", "change", "segment_damaged", "label_stopped", "rolled_back", "stalled", "device_lost", "note"}
 
 
 class EventBus:

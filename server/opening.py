@@ -48,10 +48,12 @@ def open_model(
     memory: ModelMemory,
     events: EventBus,
     on_drift: Callable[[pb.DriftReport], None],
+    on_fault: Callable[[str], None] | None = None,
 ) -> Model:
     """The model with everything open, but no version loaded yet (`model.swap.startup` does that). On the loop.
 
-    `on_drift` is called on the loop with the report on each closed window. Raises StoreError.
+    `on_drift` is called on the loop with the report on each closed window; `on_fault`, on some thread, with what
+    happened where the GPU is lost. Raises StoreError.
     """
     name, paths, server = settings.name, project.model_state(settings.name), project.server
     news = asyncio.Event()
@@ -77,6 +79,7 @@ def open_model(
             on_open=drift.save if drift is not None else None,
             opened=drift.opened if drift is not None else None,
             on_live=drift.serving if drift is not None else None,
+            on_fault=on_fault,
         )
         opened.pop_all()
     swap = Swap(
@@ -97,6 +100,7 @@ def open_model(
         memory=memory,
         threads=server.threads,
         first=(lambda: publish_first(project, settings, versions)) if settings.takes_tensors else None,
+        on_fault=on_fault,
     )
     return Model(settings, engine, swap, captures, labels, drift, news=news)
 

@@ -10,25 +10,27 @@ What stays loaded, and by which names, choosing.py says.
 
 A candidate that is damaged, of another shape or not finite never enters the table: it is refused with a reason, which
 becomes an event and a line of decisions.jsonl. One for which there is no memory is refused too, but that is no verdict
-about it.
+about it; nor is it one where the GPU fails meanwhile.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
 from trimtab.models.errors import ModelError, VersionUnfit
+from trimtab.models.faults import is_fault, is_out_of_memory, let_go
 from trimtab.models.loading import Loader, Version
 from trimtab.server.choosing import aliases, check_alias, others, wanted
 from trimtab.server.engine import Engine
-from trimtab.server.errors import InvalidRequest, NoRoom, StartError, Unfit
+from trimtab.server.errors import DeviceLost, InvalidRequest, NoRoom, ServerError, StartError, Unfit
 from trimtab.server.events import EventBus
 from trimtab.server.memory import ModelMemory
 from trimtab.server.probe import Latency, batch_sizes, check_finite, check_like, measure
@@ -68,8 +70,10 @@ class Swap:
         memory: ModelMemory,
         threads: int,
         first: Callable[[], object] | None = None,
+        on_fault: Callable[[str], None] | None = None,
     ) -> None:
-        """`load` loads a version; `first` publishes the first one, where nothing is published and that is possible."""
+        """`load` loads a version; `first` publishes the first one, where nothing is published and that is possible.
+        `on_fault` is called, on the stage thread, with what happened where staging found the GPU lost."""
         self.engine = engine
         self.versions = versions
         self.live = live
@@ -80,6 +84,7 @@ class Swap:
         self._load_version = load
         self._memory = memory
         self._publish_first = first
+        self._on_fault = on_fault
         self._lock = threading.Lock()
         self._staged: dict[int, Staged] = {}
         self._added: set[int] = set()
@@ -208,11 +213,15 @@ class Swap:
             loaded = time.monotonic()
             check_like(version, self.engine.schema, self.engine.table.live)
             most = self.engine.policy.max_batch_size
-            version.warm(batch_sizes(most))
-            check_finite(version, self.engine.recent)
-            warmed = time.monotonic()
-            staged = Staged(version, loaded - began, warmed - loaded, measure(version, most))
-        except (VersionUnknown, NoRoom):
+            with self._no_verdict(number):
+                version.warm(batch_sizes(most))
+                check_finite(version, self.engine.recent)
+                warmed = time.monotonic()
+                staged = Staged(version, loaded - began, warmed - loaded, measure(version, most))
+        except (NoRoom, DeviceLost):
+            self._forget(number)
+            raise
+        except VersionUnknown:
             raise
         except (VersionUnfit, VersionDamaged, Unfit) as error:
             raise self._refuse(number, str(error), recipe) from error
@@ -229,6 +238,33 @@ class Swap:
         message = f"version {number} is staged ({manifest.rows_trained} rows trained)"
         self._events.publish("staged", self.engine.name, message, version=number)
         return staged
+
+    @contextlib.contextmanager
+    def _no_verdict(self, number: int) -> Iterator[None]:
+        """Raises NoRoom or DeviceLost in place of what a version fails with by no fault of its own."""
+        try:
+            yield
+        except ServerError:
+            raise
+        except Exception as error:
+            name, reason = self.engine.name, (str(error).splitlines() or [type(error).__name__])[0][:300]
+            if is_out_of_memory(error):
+                let_go()
+                why = "there is no memory left to load and try it; unload models or versions, or lower max_batch_size"
+                raise NoRoom(f"model {name!r} version {number}: {why} ({reason})") from error
+            if is_fault(error):
+                text = f"model {name!r} version {number}: the GPU is lost to this server, which restarts: {reason}"
+                if self._on_fault is not None:
+                    self._on_fault(text)
+                raise DeviceLost(text) from error
+            raise
+
+    def _forget(self, number: int) -> None:
+        """What is reserved for a version that did not come to be loaded."""
+        with self._lock:
+            self._staged.pop(number, None)
+        if number not in self._known:
+            self._memory.release(self.engine.name, number)
 
     def _bring(self, number: int) -> None:
         """Loads a version that an alias is to stand for; the flip installs it."""
@@ -266,10 +302,7 @@ class Swap:
             self._known[version.number] = version
 
     def _refuse(self, number: int, reason: str, recipe: str) -> Unfit:
-        with self._lock:
-            self._staged.pop(number, None)
-        if number not in self._known:
-            self._memory.release(self.engine.name, number)
+        self._forget(number)
         self.refusals += 1
         self._events.publish("refused", self.engine.name, reason, version=number)
         self._record(number, reason, recipe)
@@ -349,7 +382,8 @@ class Swap:
             size = 0  # whoever reads the file says what is wrong
         self._memory.reserve(name, number, size)
         try:
-            version = self._load_version(number)
+            with self._no_verdict(number):
+                version = self._load_version(number)
             self._memory.reserve(name, number, version.bytes)
         except BaseException:
             self._memory.release(name, number)
@@ -360,7 +394,8 @@ class Swap:
         version = self._load_reserved(number)
         try:
             check_like(version, self.engine.schema, None)
-            version.warm(batch_sizes(self.engine.policy.max_batch_size))
+            with self._no_verdict(number):
+                version.warm(batch_sizes(self.engine.policy.max_batch_size))
         except BaseException:
             self._memory.release(self.engine.name, number)
             raise

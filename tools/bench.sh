@@ -4,7 +4,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 mkdir -p build/bench
 for script in benchmarks/*.py; do
-  case $(basename "$script") in test_*|_*) continue ;; esac
+  case $(basename "$script") in test_*|_*|gpu_*) continue ;; esac  # gpu_*: tools/gpu.sh
   echo "== $script"
   .venv/bin/python "$script" --quick --json "build/bench/$(basename "$script" .py).json"
 done

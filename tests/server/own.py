@@ -71,6 +71,20 @@ class Wide(nn.Module):
         return x * self.weight.mean()
 
 
+class Hungry(nn.Module):
+    """Fails as a GPU does: on 1 there is no memory left, on 2 the GPU is lost. `hungry` in its folder: while loading,
+    too, in the way that it says."""
+
+    def forward(self, x):
+        said = pathlib.Path(__file__).parent / "hungry"
+        number = float(said.read_text()) if said.exists() else float(x.max())
+        if number == 1:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.\\nGPU 0 has 1 GiB")
+        if number == 2:
+            raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered\\nCompile with")
+        return x + 1
+
+
 def broken():
     raise OSError("no such dataset")
 '''

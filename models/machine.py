@@ -1,0 +1,156 @@
+"""What captures and replays CUDA graphs (graphs.py has the design): the calls to torch.cuda, and no decision.
+
+Type-checked, but not run where it was written: the tests marked `gpu` are what runs it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+__all__ = ["Copies", "CudaMachine", "Machine", "Work"]
+
+_WARM_RUNS = 2
+
+Work = Callable[[], None]
+Copies = Sequence[tuple[Tensor, Tensor]]
+"""(to, from), of equal shapes."""
+
+
+class Machine(Protocol):
+    """What runs graphs: a GPU, or in tests something that behaves like one."""
+
+    def host(self, size: int) -> Tensor:
+        """uint8 [size] of host memory, from which copies need not wait."""
+        ...
+
+    def memory(self, size: int) -> Tensor:
+        """uint8 [size] on the device, zeroed."""
+        ...
+
+    def capture(self, works: Sequence[Work]) -> tuple[list[Work], int]:
+        """Runs each work to warm it, then captures it, in this order and into one pool. What replays each, and the
+        bytes of the pool. Raises whatever a work raises, or capturing does."""
+        ...
+
+    def serve(self, given: Copies, replay: Work, taken: Copies) -> None:
+        """Copies in, replays, copies out; returns when that is done. One thread at a time."""
+        ...
+
+
+class CudaMachine:
+    """One version's graphs on a GPU."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        index = torch.cuda.current_device() if device.index is None else device.index
+        self._in, self._compute, self._out, self._capturing = _streams(index)
+        self._pool: Any = torch.cuda.graph_pool_handle()
+        self._sent, self._computed, self._taken = (_event() for _ in range(3))
+
+    def host(self, size: int) -> Tensor:
+        """See Machine."""
+        return torch.empty(size, dtype=torch.uint8, pin_memory=True)
+
+    def memory(self, size: int) -> Tensor:
+        """See Machine."""
+        return torch.zeros(size, dtype=torch.uint8, device=self.device)
+
+    def capture(self, works: Sequence[Work]) -> tuple[list[Work], int]:
+        """See Machine."""
+        stream = self._capturing
+        stream.wait_stream(torch.cuda.current_stream(self.device))
+        graphs: list[Work] = []
+        with torch.cuda.stream(stream):
+            for work in works:
+                for _ in range(_WARM_RUNS):
+                    work()
+            stream.synchronize()
+            with _own_workspaces(), _no_collection():
+                for work in works:
+                    graphs.append(self._captured(work))
+        stream.synchronize()
+        return graphs, self._pool_bytes()
+
+    def _captured(self, work: Work) -> Work:
+        graph = torch.cuda.CUDAGraph()
+        # Not torch.cuda.graph: that waits for the whole device and empties the cache, under what serves. Only this
+        # thread's calls may end the capture; the compute thread goes on meanwhile.
+        graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
+        try:
+            work()
+        except BaseException:
+            # The stream must leave capturing in any case, and what it says about that is not the reason.
+            with contextlib.suppress(Exception):
+                graph.capture_end()
+            raise
+        graph.capture_end()
+        return graph.replay
+
+    def serve(self, given: Copies, replay: Work, taken: Copies) -> None:
+        """See Machine."""
+        with torch.cuda.stream(self._in):
+            # What the batch before has computed from is overwritten; it was waited for, so nothing reads it.
+            for to, source in given:
+                to.copy_(source, non_blocking=True)
+            self._sent.record(self._in)
+        with torch.cuda.stream(self._compute):
+            self._compute.wait_event(self._sent)
+            replay()
+            self._computed.record(self._compute)
+        with torch.cuda.stream(self._out):
+            self._out.wait_event(self._computed)
+            for to, source in taken:
+                to.copy_(source, non_blocking=True)
+            self._taken.record(self._out)
+        self._taken.synchronize()
+
+    def _pool_bytes(self) -> int:
+        segments = torch.cuda.memory_snapshot()  # type: ignore[no-untyped-call]
+        return sum(int(s["total_size"]) for s in segments if tuple(s.get("segment_pool_id", ())) == tuple(self._pool))
+
+
+@cache
+def _streams(index: int) -> tuple[torch.cuda.Stream, torch.cuda.Stream, torch.cuda.Stream, torch.cuda.Stream]:
+    """Copy in, compute, copy out, capture: for all versions on the device. torch has 32 streams of each priority and
+    hands them out in turn, so that with some for each version, two versions' would be the same before long."""
+    high = [_stream(index, -1) for _ in range(3)]
+    return high[0], high[1], high[2], _stream(index, 0)
+
+
+def _stream(index: int, priority: int) -> torch.cuda.Stream:
+    return torch.cuda.Stream(index, priority=priority)  # type: ignore[no-untyped-call]
+
+
+def _event() -> torch.cuda.Event:
+    return torch.cuda.Event()  # type: ignore[no-untyped-call]
+
+
+@contextlib.contextmanager
+def _own_workspaces() -> Iterator[None]:
+    """Has cuBLAS take its workspaces anew, out of the pool that is being captured into; and again afterwards. A
+    workspace is otherwise kept for each stream, and graphs of several versions would write to it at the same time as
+    whatever is warmed on that stream. torch's own cudagraph_trees do the same."""
+    clear: Callable[[], None] = getattr(torch._C, "_cuda_clearCublasWorkspaces", lambda: None)
+    clear()
+    try:
+        yield
+    finally:
+        clear()
+
+
+@contextlib.contextmanager
+def _no_collection() -> Iterator[None]:
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()

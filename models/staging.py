@@ -1,0 +1,75 @@
+"""Where the rows of a batch lie in the staged buffer, and which graph takes them: plain arithmetic, no device.
+
+A CUDA graph has fixed shapes and addresses. So there is one for each of a few sizes, the buckets, and a batch of n rows
+runs in the smallest bucket that holds it; the rows beyond n are zeros, and what comes out for them is dropped. Zeros,
+and not what batches before have left there: the buckets share one buffer, each with a layout of its own, so what was
+left may be floats where ids are read, and an id out of range is an illegal access that costs the process its GPU. Nor
+could an answer ever depend on the rows of another client. The buffer starts with a header that says n: a kernel that
+counts rows (columns and statistics on the GPU) reads it there, so that one graph is right for every n of its bucket.
+
+    offset 0        header    int64 [HEADER]     n, then zeros
+           256      features  float32 [bucket, F]
+           aligned  ids       int64 [bucket, C]
+
+The whole bucket is copied, in one piece: at most twice the bytes, and one call.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["HEADER", "Bucket", "bucket_for", "bucket_sizes", "buffer_bytes"]
+
+HEADER = 8
+_ALIGNMENT = 256
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """The staged buffer's layout for batches of up to so many rows."""
+
+    rows: int
+    features: int
+    """float32 values a row."""
+    ids: int
+    """int64 values a row."""
+
+    @property
+    def features_at(self) -> int:
+        """In bytes."""
+        return _aligned(HEADER * 8)
+
+    @property
+    def ids_at(self) -> int:
+        """In bytes."""
+        return _aligned(self.features_at + self.rows * self.features * 4)
+
+    @property
+    def size(self) -> int:
+        """Bytes of all."""
+        return self.ids_at + self.rows * self.ids * 8
+
+
+def bucket_sizes(most: int) -> list[int]:
+    """Powers of two, and the largest batch there is; the largest first, as they are to be captured: what the first
+    graph allocates, the later ones find in the pool. Raises ValueError where there is no batch."""
+    if most < 1:
+        raise ValueError(f"expected at least one row in a batch, got {most}")
+    return sorted({most, *(1 << power for power in range(most.bit_length()) if 1 << power < most)}, reverse=True)
+
+
+def bucket_for(n: int, most: int) -> int:
+    """The size of the bucket for n of at most `most` rows. Raises ValueError for another n."""
+    if not 1 <= n <= most:
+        raise ValueError(f"expected 1 to {most} rows, got {n}")
+    return min(1 << (n - 1).bit_length(), most)
+
+
+def buffer_bytes(most: int, features: int, ids: int, outputs: int) -> int:
+    """Bytes on the device of the staged inputs and the outputs, of batches of up to so many rows; without what the
+    graphs allocate."""
+    return Bucket(most, features, ids).size + most * outputs * 4
+
+
+def _aligned(offset: int) -> int:
+    return -(-offset // _ALIGNMENT) * _ALIGNMENT
