@@ -124,7 +124,7 @@ def capacity(bench: Bench) -> None:
 
 def captured(bench: Bench) -> None:
     """The share of the rows served so far that was kept, and that was counted in drift windows; the caps are 20,000 and
-    250,000 rows a second."""
+    100,000 rows a second."""
     counts = bench.servers["trimtab"].metrics()
     kept = counts.get("trimtab_captured_rows_total", 0.0)
     lost = counts.get("trimtab_capture_dropped_rows_total", 0.0)

@@ -379,12 +379,12 @@ class DriftSettings(Settings):
     from chance."""
     sliding: Annotated[int, Field(ge=1, le=1000)] = 1
     """Windows that are compared together: each time that one closes, it and those before it, merged. 1: each alone."""
-    max_rows_per_second: Annotated[int, Field(ge=0)] = 250_000
+    max_rows_per_second: Annotated[int, Field(ge=0)] = 100_000
     """Beyond this rate whole batches are left out of the statistics, which need no more; 0: every row counts, as in
     lockstep."""
     joint: bool = True
     """Compare, too, the columns together, by a sample of rows: how they depend on one another no column shows."""
-    joint_rows_per_second: Count = 2000
+    joint_rows_per_second: Count = 1000
     """Rows that this takes a second, at most; in lockstep all."""
     alpha: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.01
     """False discovery rate over the features of one window (Benjamini-Hochberg), and of the columns together."""
