@@ -20,7 +20,8 @@ demo:
 
 test:
 	@tools/setup.sh dev
-	@$(PYTHON) -m pytest
+	@$(PYTHON) -m pytest -n 2 tests/kernels tests/csrc tests/store
+	@$(PYTHON) -m pytest --ignore tests/kernels --ignore tests/csrc --ignore tests/store
 
 lint:
 	@tools/setup.sh dev

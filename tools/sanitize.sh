@@ -38,7 +38,9 @@ if [ $# -eq 0 ]; then
   all=1
   set -- tests/csrc tests/kernels
   # What runs in PyTorch, Triton or a compiler has none of our native code to look at.
-  for suite in triton_interpreter triton_compile predictions embeddings images tensors gpu_docs cuda_gates sass; do
+  # CUDA on the CPU takes long under sanitizers: `tools/sanitize.sh tests/kernels/test_cuda_parity.py` asks for it.
+  for suite in triton_interpreter triton_compile predictions embeddings images tensors gpu_docs cuda_gates sass \
+    cuda_parity cuda_staging cuda_compile; do
     set -- "$@" "--ignore=tests/kernels/test_$suite.py"
   done
   for suite in hub group_queue batching transport; do set -- "$@" "tests/server/test_$suite.py"; done
