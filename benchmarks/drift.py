@@ -282,12 +282,7 @@ def main() -> None:
         tasks += [partial(false_alarms, size, equal, count) for equal in (True, False)]
     tasks += [partial(family, size, count) for size in (100, 1000, 10_000)]
     tasks += [partial(power, shift, size, powered) for size in (100, 1000, 10_000) for shift in SHIFTS]
-    rows: list[Row] = []
-    began = time.monotonic()
-    with ProcessPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        for done, found in enumerate(pool.map(_call, tasks), 1):
-            rows += found
-            print(f"drift: {done} of {len(tasks)} parts, {time.monotonic() - began:.0f} s", file=sys.stderr)
+    rows = in_parts("drift", tasks)
     try:
         rows += theirs(options.quick)
     except Absent as error:
@@ -295,6 +290,17 @@ def main() -> None:
     report(rows, summary_of(rows), options.json)
     if options.json is not None:
         plot_drift(rows, options.json.with_suffix(".png"))
+
+
+def in_parts(name: str, tasks: list[Callable[[], list[Row]]]) -> list[Row]:
+    """The rows of all tasks, in their order, on all cores; tells how far it is."""
+    rows: list[Row] = []
+    began = time.monotonic()
+    with ProcessPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        for done, found in enumerate(pool.map(_call, tasks), 1):
+            rows += found
+            print(f"{name}: {done} of {len(tasks)} parts, {time.monotonic() - began:.0f} s", file=sys.stderr)
+    return rows
 
 
 def _call(task: Callable[[], list[Row]]) -> list[Row]:

@@ -20,7 +20,6 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from typing import Any
 
@@ -31,7 +30,7 @@ import pyarrow as pa
 from _drift_data import drawn
 from _harness import arguments, quantiles, report
 from _together_data import CATEGORIES, SHIFTS, rows_of
-from drift import batch_of, people, program_for, rate
+from drift import batch_of, in_parts, people, program_for, rate
 from peers import nannyml_joint
 from peers.setup import Absent
 from trimtab._native import ColumnTable
@@ -174,11 +173,7 @@ def main() -> None:
         for shift, sizes in SHIFTS.items()
         for size in sizes
     ]
-    began = time.monotonic()
-    with ProcessPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        for done, found in enumerate(pool.map(_call, tasks), 1):
-            rows += found
-            print(f"drift_joint: {done} of {len(tasks)} parts, {time.monotonic() - began:.0f} s", file=sys.stderr)
+    rows += in_parts("drift_joint", tasks)
     try:
         rows += theirs(options.quick)
     except Absent as error:
@@ -203,10 +198,6 @@ def summary_of(rows: list[Row]) -> dict[str, float]:
             found[f"{way}_power_1000_mean"] = statistics.mean(mine)
     found |= {f"row_us_{row['columns']}": row["time"]["p50"] for row in rows if row["case"] == "cost"}
     return found
-
-
-def _call(task: Callable[[], list[Row]]) -> list[Row]:
-    return task()
 
 
 if __name__ == "__main__":

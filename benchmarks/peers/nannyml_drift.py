@@ -25,18 +25,24 @@ COLUMNS = ("normal", "lognormal", "rounded", "missing", "ten", "zipf")
 
 
 def rates(**case: Any) -> dict[str, float]:
-    """Share of alarms by column. Raises peers.setup.Absent where NannyML cannot be had, RuntimeError where it fails."""
+    """Share of alarms by column. Raises as `answer` does."""
+    found: dict[str, float] = answer(__file__, case)
+    return found
+
+
+def answer(program: str, case: dict[str, Any]) -> Any:
+    """What a program prints last, as JSON, given the case as JSON, in NannyML's environment. Raises peers.setup.Absent
+    where NannyML cannot be had, RuntimeError where it fails."""
     from peers.setup import environment
 
     python = environment("nannyml", PACKAGES, "nannyml")
     done = subprocess.run(
-        [str(python), __file__], input=json.dumps(case), capture_output=True, text=True, check=False,
+        [str(python), program], input=json.dumps(case), capture_output=True, text=True, check=False,
         env={**os.environ, "NML_DISABLE_USAGE_LOGGING": "1"},
     )  # fmt: skip
     if done.returncode:
         raise RuntimeError(f"nannyml: {done.stderr.strip().splitlines()[-1]}")
-    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def main() -> None:

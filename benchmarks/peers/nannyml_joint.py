@@ -7,8 +7,6 @@ windows that it alarms for. `rate` runs it.
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -19,21 +17,12 @@ if __name__ == "__main__":
 import numpy as np
 from _together_data import CATEGORIES, COLUMNS, rows_of
 
-PACKAGES = ["nannyml", "statsmodels"]
-
 
 def rate(**case: Any) -> float:
-    """Share of alarms. Raises peers.setup.Absent where NannyML cannot be had, RuntimeError where it fails."""
-    from peers.setup import environment
+    """Share of alarms. Raises as nannyml_drift.answer does."""
+    from peers.nannyml_drift import answer
 
-    python = environment("nannyml", PACKAGES, "nannyml")
-    done = subprocess.run(
-        [str(python), __file__], input=json.dumps(case), capture_output=True, text=True, check=False,
-        env={**os.environ, "NML_DISABLE_USAGE_LOGGING": "1"},
-    )  # fmt: skip
-    if done.returncode:
-        raise RuntimeError(f"nannyml: {done.stderr.strip().splitlines()[-1]}")
-    return float(json.loads(done.stdout.splitlines()[-1]))
+    return float(answer(__file__, case))
 
 
 def main() -> None:
