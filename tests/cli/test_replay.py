@@ -98,7 +98,7 @@ def _trimtab(*arguments: str | Path, cwd: Path, **environment: str) -> subproces
         env={**os.environ, **environment},
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=900,
     )
 
 
