@@ -18,7 +18,8 @@ CONTENT = bytes(range(256)) * 3 + bytes(range(232))
 
 @pytest.fixture(params=KINDS)
 def places(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Places]:
-    yield from places_of(request.param, tmp_path)
+    with places_of(request.param, tmp_path) as made:
+        yield made
 
 
 @pytest.fixture
@@ -111,7 +112,7 @@ def test_a_region_that_is_not_there_is_named(memory: SharedMemory) -> None:
 
 
 def test_a_name_is_of_one_region_of_either_kind(tmp_path: Path) -> None:
-    for places in places_of("pretended", tmp_path):
+    with places_of("pretended", tmp_path) as places:
         memory, cuda, system = places.memory(1 << 20), places.make(100), SystemPlace(100)
         assert cuda.register(memory, "c", 100)
         assert system.register(memory, "s", 100)

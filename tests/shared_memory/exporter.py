@@ -12,11 +12,13 @@ import json
 import sys
 from typing import Any
 
-_SIZE = ctypes.c_size_t
-_POINTER = ctypes.c_uint64
+Size = ctypes.c_size_t
+Pointer = ctypes.c_uint64
 
 
-class _Handle(ctypes.Structure):
+class Handle(ctypes.Structure):
+    """CUipcMemHandle."""
+
     _fields_ = (("reserved", ctypes.c_char * 64),)
 
 
@@ -36,8 +38,8 @@ class Exporter:
             self._call("cuDeviceGet", ctypes.byref(found), device)
             self._call("cuDevicePrimaryCtxRetain", ctypes.byref(context), found)
             self._contexts[device] = context
-        pointer, handle = _POINTER(), _Handle()
-        self._on(device, "cuMemAlloc_v2", ctypes.byref(pointer), _SIZE(size))
+        pointer, handle = Pointer(), Handle()
+        self._on(device, "cuMemAlloc_v2", ctypes.byref(pointer), Size(size))
         self._on(device, "cuIpcGetMemHandle", ctypes.byref(handle), pointer)
         number = len(self._memory)
         self._memory[number] = (device, pointer)
@@ -47,14 +49,14 @@ class Exporter:
         """`data`: base64."""
         device, pointer = self._memory[number]
         content = base64.b64decode(data)
-        self._on(device, "cuMemcpyHtoD_v2", _POINTER(pointer.value + at), content, _SIZE(len(content)))
+        self._on(device, "cuMemcpyHtoD_v2", Pointer(pointer.value + at), content, Size(len(content)))
         return {}
 
     def read(self, number: int, at: int, size: int) -> dict[str, Any]:
         """In base64."""
         device, pointer = self._memory[number]
         content = ctypes.create_string_buffer(size)
-        self._on(device, "cuMemcpyDtoH_v2", content, _POINTER(pointer.value + at), _SIZE(size))
+        self._on(device, "cuMemcpyDtoH_v2", content, Pointer(pointer.value + at), Size(size))
         return {"data": base64.b64encode(content.raw).decode()}
 
     def free(self, number: int) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import base64
+import contextlib
 import json
 import os
 import shutil
@@ -174,8 +175,11 @@ class Places:
             made.free()
 
 
+@contextlib.contextmanager
 def places_of(kind: str, folder: Path) -> Iterator[Places]:
-    """For a fixture."""
+    """For a fixture, or a test."""
     made = Places(kind, folder)
-    yield made
-    made.close()
+    try:
+        yield made
+    finally:
+        made.close()

@@ -267,6 +267,7 @@ int cuStreamDestroy_v2(Stream* stream) {
 int cuStreamSynchronize(Stream* stream) {
     BEGIN("cuStreamSynchronize");
     if (!streams.contains(stream)) return kInvalidHandle;
+    note("wait " + std::to_string(stream->copies.size()));
     for (const auto& copy : stream->copies) copy();
     stream->copies.clear();
     return 0;
