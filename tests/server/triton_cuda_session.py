@@ -76,7 +76,11 @@ def shared(client: Any, module: Any, cuda_shared_memory: Any) -> dict[str, Any]:
 
 def main(grpc_address: str, http_address: str, library: str) -> None:
     """See the module."""
-    install(library)
+    try:
+        install(library)
+    except ImportError as error:
+        print(f"no cuda-python: {error}", file=sys.stderr)
+        sys.exit(3)
     cuda_shared_memory = importlib.import_module("tritonclient.utils.cuda_shared_memory")
     with grpc_client.InferenceServerClient(grpc_address) as client:
         seen: dict[str, Any] = {"grpc": shared(client, grpc_client, cuda_shared_memory)}

@@ -21,19 +21,16 @@ _DEVICE_ADDRESS = 1 << 62  # of the driver that pretends
 def install(library: str) -> None:
     """Makes `cuda` importable. Raises ImportError where there is no cuda-python for NVIDIA's driver."""
     if library != "libcuda.so.1":
-        _install(_driver_stand_in(), _runtime_stand_in(ctypes.CDLL(library)))
+        package = types.ModuleType("cuda")
+        package.__path__ = []
+        driver, runtime = _driver_stand_in(), _runtime_stand_in(ctypes.CDLL(library))
+        sys.modules.update({"cuda": package, "cuda.cuda": driver, "cuda.cudart": runtime})
         return
     try:
         importlib.import_module("cuda.cudart")
     except ImportError:
-        _install(importlib.import_module("cuda.bindings.driver"), importlib.import_module("cuda.bindings.runtime"))
-
-
-def _install(driver: Any, runtime: Any) -> None:
-    package = types.ModuleType("cuda")
-    package.__path__ = []
-    package.cuda, package.cudart = driver, runtime  # type: ignore[attr-defined]
-    sys.modules.update({"cuda": package, "cuda.cuda": driver, "cuda.cudart": runtime})
+        sys.modules["cuda.cuda"] = importlib.import_module("cuda.bindings.driver")
+        sys.modules["cuda.cudart"] = importlib.import_module("cuda.bindings.runtime")
 
 
 class _Error(enum.IntEnum):
