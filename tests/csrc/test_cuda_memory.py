@@ -7,6 +7,7 @@ GPU can take part in runs there, too.
 from __future__ import annotations
 
 import base64
+import ctypes
 import importlib.util
 import os
 import re
@@ -230,6 +231,23 @@ def test_a_region_is_not_closed_under_a_copy(bench: Bench) -> None:
     reading.join()
     assert found == [bytes([100, 101, 102])]
     assert bench.log()[-2:] == ["close", "release 0"]
+
+
+def test_a_callers_context_and_capture_mode_stay_as_they_were(bench: Bench) -> None:
+    made = bench.allocate()
+    made.register(bench.memory, "r", 1000)
+    bench.memory.write("r", 0, bench.memory.read("r", 10, 10))
+    for call in ("cuMemcpyDtoHAsync_v2", "cuStreamSynchronize"):
+        bench.order(call, 400)
+        with pytest.raises(WireError):
+            bench.memory.read("r", 0, 10)
+    bench.no_order()
+    assert made.unregister(bench.memory, "r")
+    library = ctypes.CDLL(bench.library)
+    popped, mode = ctypes.c_void_p(), ctypes.c_int(0)
+    assert library.cuCtxPopCurrent_v2(ctypes.byref(popped)) == 201, "there was none"
+    assert library.cuThreadExchangeStreamCaptureMode(ctypes.byref(mode)) == 0
+    assert mode.value == 0, "global, as it was"
 
 
 def test_many_threads_copy_register_and_unregister(bench: Bench) -> None:
