@@ -1,7 +1,7 @@
 """Types of the native extension; the code is in csrc/."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -630,26 +630,66 @@ def keep_freed_memory() -> None:
     """Tells the C library to keep what is freed, up to some 100 MiB, for the next batch, where it would give it back to
     the system."""
 
-class SharedMemory:
-    """Regions of system shared memory by name: csrc/shared_memory.h. Any thread."""
+class DeviceError(RuntimeError):
+    """A GPU that this process cannot use, for now or ever again."""
 
-    def __init__(self, most_bytes: int) -> None:
-        """`most_bytes`: of one request's inputs."""
+    code: ClassVar[str]
+    """The gRPC status that it is answered with: UNAVAILABLE."""
+
+class CudaDriver:
+    """NVIDIA's driver, where there is one: csrc/cuda_driver.h. Any thread."""
+
+    def __init__(self, library: str = "libcuda.so.1") -> None:
+        """Looks for it; may take a second. No error where there is none."""
+
+    @property
+    def devices(self) -> int:
+        """How many GPUs there are; 0 where there is no driver."""
+
+    @property
+    def missing(self) -> str:
+        """Why there are none; empty where there are."""
+
+    @property
+    def fault(self) -> str:
+        """How the GPU was lost to this process; empty while it is not."""
+
+    def fileno(self) -> int:
+        """Readable from when the GPU is lost."""
+
+class SharedMemory:
+    """Regions of system shared memory and of CUDA memory, by name: csrc/shared_memory.h. Any thread."""
+
+    def __init__(self, most_bytes: int, driver: CudaDriver | None = None) -> None:
+        """`most_bytes`: of one request's inputs. `driver`: what opens CUDA memory; None: nothing does."""
 
     def register(self, name: str, key: str, offset: int, byte_size: int) -> bool:
         """Opens a window of /dev/shm's object `key`; False where the name is taken. WireError on what cannot be."""
 
+    def register_cuda(self, name: str, handle: bytes, device: int, byte_size: int) -> bool:
+        """Opens another process' memory on a GPU, by its CUDA IPC handle [64]; False where the name is taken. WireError
+        on what cannot be, DeviceError where the GPU cannot be used. May take a second."""
+
     def unregister(self, name: str) -> bool:
-        """Requests that use it keep it; False where there is no such region."""
+        """Requests that use it keep it; False where there is no such region of system shared memory."""
+
+    def unregister_cuda(self, name: str) -> bool:
+        """The same for a region of CUDA memory; its handle is closed once nobody uses it."""
 
     def clear(self) -> None:
-        """Unregisters all regions."""
+        """Unregisters all regions of system shared memory."""
+
+    def clear_cuda(self) -> None:
+        """Unregisters all regions of CUDA memory."""
 
     def regions(self) -> list[tuple[str, str, int, int]]:
-        """(name, key, offset, byte_size) of each, by name."""
+        """(name, key, offset, byte_size) of each of system shared memory, by name."""
+
+    def cuda_regions(self) -> list[tuple[str, int, int]]:
+        """(name, device, byte_size) of each of CUDA memory, by name."""
 
     def read(self, name: str, offset: int, size: int) -> bytes:
-        """Bytes of a region; WireError. For tests, as is write."""
+        """Bytes of a region; WireError, DeviceError. For tests, as is write."""
 
     def write(self, name: str, offset: int, data: bytes) -> None: ...
 

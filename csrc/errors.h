@@ -15,6 +15,12 @@ class WireError : public std::runtime_error {
     using std::runtime_error::runtime_error;
 };
 
+// A GPU that this process cannot use, for now or ever again: UNAVAILABLE. Nothing is wrong with the request.
+class DeviceError : public std::runtime_error {
+  public:
+    using std::runtime_error::runtime_error;
+};
+
 // A client's text for use in a message: in double quotes, control characters escaped, cut after about 80 bytes. `text`
 // is UTF-8.
 std::string quote(std::string_view text);

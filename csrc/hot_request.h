@@ -89,6 +89,10 @@ class HotTarget {
     // requests that were submitted and not delivered yet to the caller's knowledge.
     virtual void cancel(HotRequest* request, StatusCode why) noexcept = 0;
 
+    // Whether a submit may now copy much that is not in its message (shared memory), and wait for it: no lock should be
+    // held meanwhile.
+    virtual bool copies() const noexcept { return false; }
+
     // Whether it looks at traceparents; otherwise nobody need copy them. Does not change once requests come.
     bool traces() const { return traces_; }
 

@@ -324,6 +324,10 @@ void Hub::submit(HotRequest* hot) noexcept {
     } catch (const WireError& error) {
         status = StatusCode::invalid_argument;
         request.message = error.what();
+    } catch (const DeviceError& error) {
+        status = StatusCode::unavailable;
+        why = Dropped::unavailable;
+        request.message = error.what();
     } catch (const std::bad_alloc&) {
         status = StatusCode::resource_exhausted;
         why = Dropped::queue_full;
@@ -444,24 +448,45 @@ void Hub::answer(TakenBatch& batch, std::string_view weights, std::span<const Ba
     const std::int64_t computed = monotonic_ns();
     AnswerWriter writer(batch, weights, outputs);
     std::size_t first = 0;
+    std::vector<bool> failed(batch.requests.size());
+    const auto fail_one = [&](std::size_t index, StatusCode status, const char* message) {
+        HubRequest& request = *batch.requests[index];
+        failed[index] = true;
+        request.status = status;
+        request.message = message;
+        request.answer.clear();
+        batch.model->statistics.failure(batch.version, {&request.arrived, 1}, monotonic_ns());
+        if (request.in_stream) write_stream_error(request);
+    };
+    for (std::size_t i = 0; i < batch.requests.size(); ++i) {
+        batch.requests[i]->status = StatusCode::ok;
+        batch.requests[i]->message.clear();
+        try {
+            writer.write(i, first);
+        } catch (const WireError& error) {
+            // Its place in shared memory is too small, or gone: it fails alone.
+            fail_one(i, StatusCode::invalid_argument, error.what());
+        } catch (const DeviceError& error) {
+            fail_one(i, StatusCode::unavailable, error.what());
+        }
+        first += batch.counts[i];
+    }
+    const auto fail_unsettled = [&](StatusCode status, const char* message) {
+        for (std::size_t i = 0; i < batch.requests.size(); ++i) {
+            if (!failed[i] && AnswerWriter::settles(*batch.requests[i])) fail_one(i, status, message);
+        }
+    };
+    try {
+        writer.settle();
+    } catch (const WireError& error) {
+        fail_unsettled(StatusCode::invalid_argument, error.what());
+    } catch (const DeviceError& error) {
+        fail_unsettled(StatusCode::unavailable, error.what());
+    }
     std::vector<std::int64_t> arrived;
     arrived.reserve(batch.requests.size());
     for (std::size_t i = 0; i < batch.requests.size(); ++i) {
-        HubRequest& request = *batch.requests[i];
-        request.status = StatusCode::ok;
-        request.message.clear();
-        try {
-            writer.write(i, first);
-            arrived.push_back(request.arrived);
-        } catch (const WireError& error) {
-            // Its place in shared memory is too small, or gone: it fails alone.
-            request.status = StatusCode::invalid_argument;
-            request.message = error.what();
-            request.answer.clear();
-            batch.model->statistics.failure(batch.version, {&request.arrived, 1}, monotonic_ns());
-            if (request.in_stream) write_stream_error(request);
-        }
-        first += batch.counts[i];
+        if (!failed[i]) arrived.push_back(batch.requests[i]->arrived);
     }
     batch.marks.computed = computed;
     batch.marks.encoded = monotonic_ns();

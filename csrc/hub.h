@@ -87,6 +87,7 @@ class Hub final : public HotTarget, public std::enable_shared_from_this<Hub> {
     void submit(HotRequest* request) noexcept override;
     void flush() noexcept override;
     void cancel(HotRequest* request, StatusCode why) noexcept override;
+    bool copies() const noexcept override { return shared_ != nullptr && !shared_->empty(); }
 
     // --- compute threads
     // The next batch; null after `timeout_ns`, after wake(), and where the hub is closed and nothing waits.

@@ -59,7 +59,7 @@ OutputTensor AnswerWriter::shape(std::size_t output, const OutputForm& form, con
                             " bytes of shared memory for it (shared_memory_byte_size), came " +
                             std::to_string(form.byte_size));
         }
-        form.region->write(form.offset, plain.raw);
+        form.region->write(form.offset, plain.raw, transfers_);
         shaped.region = form.region->name;
         shaped.region_bytes = plain.raw.size();
         shaped.region_offset = form.offset;
@@ -162,6 +162,11 @@ void AnswerWriter::write(std::size_t index, std::size_t first) {
         const std::size_t bytes = outputs_[i].row_bytes;
         std::memcpy(out + raw_at_[i], outputs_[i].raw.data() + first * bytes, rows * bytes);
     }
+}
+
+bool AnswerWriter::settles(const HubRequest& request) {
+    return std::any_of(request.forms.begin(), request.forms.end(),
+                       [](const OutputForm& form) { return form.region != nullptr && form.region->settles(); });
 }
 
 void write_stream_error(HubRequest& request) {

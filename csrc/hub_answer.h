@@ -19,8 +19,12 @@ class AnswerWriter {
     AnswerWriter(const TakenBatch& batch, std::string_view weights, std::span<const BatchTensor> outputs);
 
     // The answer to request `index`, whose rows begin at `first`. Throws std::length_error beyond 2 GiB, WireError where
-    // an output does not fit where the request wants it.
+    // an output does not fit where the request wants it, DeviceError where that is a GPU that is lost.
     void write(std::size_t index, std::size_t first);
+    // Returns when what was written into shared memory lies there: no answer may leave before. Throws as write() does;
+    // any of the requests that settles() names may then lack an output.
+    void settle() { transfers_.settle(); }
+    static bool settles(const HubRequest& request);
 
   private:
     OutputTensor slice(std::size_t output, std::size_t first, std::size_t rows) const;
@@ -42,6 +46,7 @@ class AnswerWriter {
     std::size_t template_rows_ = 0;  // 0: none yet
     std::size_t id_at_ = 0;
     std::vector<std::size_t> raw_at_;  // of each output
+    Transfers transfers_;  // goes first: what it copies from is kept by the requests and the batch
 };
 
 // A status other than ok as the answer inside a stream: ModelStreamInferResponse.error_message, with the request's id.

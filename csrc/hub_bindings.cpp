@@ -205,7 +205,7 @@ class HubOrigin {
         const std::int64_t left = timeout ? to_ns(*timeout) : kNever;
         const std::int64_t deadline = left < kNever - now ? now + left : kNever;
         constexpr std::size_t long_bytes = std::size_t{1} << 18;
-        if (bytes.size() < long_bytes) {
+        if (bytes.size() < long_bytes && !target_->copies()) {
             origin_->submit(token, bytes, deadline, in_stream, traceparent);
             return;
         }

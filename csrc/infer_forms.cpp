@@ -107,16 +107,18 @@ void read_shared_inputs(InferMessage& message, const SharedMemory* memory, Buffe
     contents.reserve(message.inputs.size());
     std::size_t at = 0;
     std::size_t next = 0;
+    Transfers transfers;  // goes first: what it copies to and from lasts longer
     for (std::size_t i = 0; i < message.inputs.size(); ++i) {
         if (!asked[i].shared) {
             contents.push_back(message.raw_contents[next++]);
             continue;
         }
         const auto size = static_cast<std::size_t>(*asked[i].byte_size);
-        regions[i]->read(asked[i].offset, size, copy.data() + at);
+        regions[i]->read(asked[i].offset, size, copy.data() + at, transfers);
         contents.emplace_back(copy.data() + at, size);
         at += size;
     }
+    transfers.settle();
     message.raw_contents = std::move(contents);
 }
 

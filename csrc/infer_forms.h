@@ -22,7 +22,7 @@ struct OutputForm {
 
 // Copies the inputs that lie in shared memory into `copy`, which must outlive the message's views; raw_contents has one
 // entry for each input then. Does nothing where there are none. `memory` null: shared memory is switched off. Throws
-// WireError.
+// WireError, and DeviceError where they lie on a GPU that is lost.
 void read_shared_inputs(InferMessage& message, const SharedMemory* memory, Buffer<char>& copy);
 
 // The forms of the requested outputs, one each; empty where all of them are to come as they are. Throws WireError.

@@ -1,13 +1,6 @@
 #include "shared_memory.h"
 
-#include <fcntl.h>
-#include <sys/stat.h>
-#include <unistd.h>
-
-#include <algorithm>
-#include <cerrno>
-#include <limits>
-#include <system_error>
+#include <cstring>
 #include <utility>
 
 #include "errors.h"
@@ -15,143 +8,58 @@
 namespace trimtab {
 namespace {
 
-constexpr const char* kDirectory = "/dev/shm";
 constexpr std::size_t kMostName = 1024;
-constexpr std::size_t kMostKey = 255;
-
-std::string reason(int error) { return std::generic_category().message(error); }
-
-// The file's name for a key: "/name" or "name".
-std::string file_name(const std::string& key) {
-    const std::string name = key.starts_with('/') ? key.substr(1) : key;
-    if (name.empty() || name.size() > kMostKey || name == "." || name == ".." ||
-        name.find_first_of(std::string_view("/\0", 2)) != std::string::npos) {
-        throw WireError("shared memory key " + quote(key) +
-                        ": expected the name of a shared memory object, without \"/\" but in front");
-    }
-    return name;
-}
-
-// An open descriptor until it is given away.
-class Opened {
-  public:
-    explicit Opened(int descriptor) : descriptor_(descriptor) {}
-    ~Opened() {
-        if (descriptor_ >= 0) close(descriptor_);
-    }
-    Opened(const Opened&) = delete;
-    Opened& operator=(const Opened&) = delete;
-    int get() const { return descriptor_; }
-    int give() { return std::exchange(descriptor_, -1); }
-
-  private:
-    int descriptor_;
-};
 
 }  // namespace
 
-SharedRegion::SharedRegion(std::string region_name, std::string region_key, int descriptor, std::uint64_t window_offset,
-                           std::uint64_t window_size)
-    : name(std::move(region_name)),
-      key(std::move(region_key)),
-      offset(window_offset),
-      byte_size(window_size),
-      descriptor_(descriptor) {}
+SharedMemory::SharedMemory(std::uint64_t most, const std::shared_ptr<const CudaDriver>& driver)
+    : most_(most),
+      cuda_(driver != nullptr && driver->devices() != 0 ? std::make_unique<CudaMemory>(driver) : nullptr) {}
 
-SharedRegion::~SharedRegion() { close(descriptor_); }
-
-void SharedRegion::fail(const std::string& what) const {
-    throw WireError("shared memory region " + quote(name) + ": " + what);
-}
-
-void SharedRegion::check(std::uint64_t at, std::uint64_t size) const {
-    if (at > byte_size || size > byte_size - at) {
-        fail("expected bytes within its " + std::to_string(byte_size) + ", came " + std::to_string(size) + " at " +
-             std::to_string(at));
-    }
-}
-
-void SharedRegion::read(std::uint64_t at, std::size_t size, char* out) const {
-    check(at, size);
-    std::uint64_t from = offset + at;
-    while (size != 0) {
-        const ssize_t got = pread(descriptor_, out, size, static_cast<off_t>(from));
-        if (got < 0 && errno == EINTR) continue;
-        if (got < 0) fail("cannot be read: " + reason(errno));
-        if (got == 0) fail("its file is shorter than when it was registered");
-        out += got;
-        from += static_cast<std::uint64_t>(got);
-        size -= static_cast<std::size_t>(got);
-    }
-}
-
-void SharedRegion::write(std::uint64_t at, std::string_view bytes) const {
-    check(at, bytes.size());
-    struct stat found {};
-    std::uint64_t from = offset + at;
-    // A file that shrinks between here and the write grows again, at most by what was registered.
-    if (fstat(descriptor_, &found) != 0 || static_cast<std::uint64_t>(found.st_size) < from + bytes.size())
-        fail("its file is shorter than when it was registered");
-    while (!bytes.empty()) {
-        const ssize_t put = pwrite(descriptor_, bytes.data(), bytes.size(), static_cast<off_t>(from));
-        if (put < 0 && errno == EINTR) continue;
-        if (put <= 0) fail("cannot be written: " + reason(put < 0 ? errno : EIO));
-        bytes.remove_prefix(static_cast<std::size_t>(put));
-        from += static_cast<std::uint64_t>(put);
-    }
-}
-
-bool SharedMemory::add(const std::string& name, const std::string& key, std::uint64_t offset,
-                       std::uint64_t byte_size) {
+bool SharedMemory::add_region(const std::string& name, std::uint64_t byte_size,
+                              const std::function<std::shared_ptr<const SharedRegion>()>& open) {
     if (name.empty() || name.size() > kMostName) {
         throw WireError("shared memory region: expected a name of 1 to " + std::to_string(kMostName) +
                         " bytes, came " + std::to_string(name.size()));
     }
-    const std::string file = file_name(key);
     if (byte_size == 0) throw WireError("shared memory region " + quote(name) + ": expected bytes, came none");
+    const auto check_room = [&] {
+        if (regions_.size() < kMostRegions) return;
+        throw WireError("shared memory: expected at most " + std::to_string(kMostRegions) +
+                        " regions, came another one");
+    };
     {
         const std::lock_guard guard(lock_);
         if (regions_.contains(name)) return false;
+        check_room();
     }
-    const auto fail = [&](const std::string& what) {
-        throw WireError("shared memory key " + quote(key) + ": " + what);
-    };
-    const Opened directory(open(kDirectory, O_PATH | O_DIRECTORY | O_CLOEXEC));
-    if (directory.get() < 0) fail(std::string(kDirectory) + ": " + reason(errno));
-    // O_NONBLOCK: opening a pipe must not wait.
-    Opened opened(openat(directory.get(), file.c_str(), O_RDWR | O_NOFOLLOW | O_CLOEXEC | O_NONBLOCK | O_NOCTTY));
-    if (opened.get() < 0) fail("cannot be opened: " + reason(errno));
-    struct stat found {};
-    if (fstat(opened.get(), &found) != 0) fail("cannot be opened: " + reason(errno));
-    if (!S_ISREG(found.st_mode)) fail("expected a shared memory object, came another kind of file");
-    const auto size = static_cast<std::uint64_t>(std::max<off_t>(found.st_size, 0));
-    if (offset > size || byte_size > size - offset) {
-        fail("expected a region within its " + std::to_string(size) + " bytes, came " + std::to_string(byte_size) +
-             " at " + std::to_string(offset));
-    }
-    auto region = std::make_shared<const SharedRegion>(name, key, opened.give(), offset, byte_size);
+    std::shared_ptr<const SharedRegion> region = open();  // closed without the lock, where somebody else was faster
     const std::lock_guard guard(lock_);
-    if (regions_.size() >= kMostRegions) {
-        throw WireError("shared memory: expected at most " + std::to_string(kMostRegions) +
-                        " regions, came another one");
-    }
-    return regions_.emplace(name, std::move(region)).second;
-}
-
-bool SharedMemory::remove(const std::string& name) {
-    std::shared_ptr<const SharedRegion> gone;  // closed without the lock
-    const std::lock_guard guard(lock_);
-    const auto found = regions_.find(name);
-    if (found == regions_.end()) return false;
-    gone = std::move(found->second);
-    regions_.erase(found);
+    if (regions_.contains(name)) return false;
+    check_room();
+    regions_.emplace(name, std::move(region));
+    count_.store(regions_.size(), std::memory_order_relaxed);
     return true;
 }
 
-void SharedMemory::clear() {
-    std::map<std::string, std::shared_ptr<const SharedRegion>, std::less<>> gone;
-    const std::lock_guard guard(lock_);
-    gone.swap(regions_);
+bool SharedMemory::add(const std::string& name, const std::string& key, std::uint64_t offset,
+                       std::uint64_t byte_size) {
+    return add_region(name, byte_size, [&] { return std::make_shared<const SystemRegion>(name, key, offset, byte_size); });
+}
+
+bool SharedMemory::add_cuda(const std::string& name, std::string_view handle, std::int64_t device,
+                            std::uint64_t byte_size) {
+    return add_region(name, byte_size, [&] {
+        if (cuda_ == nullptr) throw WireError("shared memory region " + quote(name) + ": there is no CUDA memory here");
+        cuda::IpcHandle opened{};
+        if (handle.size() != sizeof(opened.reserved)) {
+            throw WireError("shared memory region " + quote(name) + ", raw_handle: expected the " +
+                            std::to_string(sizeof(opened.reserved)) + " bytes of a CUDA IPC handle, came " +
+                            std::to_string(handle.size()));
+        }
+        std::memcpy(opened.reserved, handle.data(), handle.size());
+        return std::make_shared<const CudaRegion>(name, cuda_->open(opened, device, name), byte_size);
+    });
 }
 
 std::shared_ptr<const SharedRegion> SharedMemory::find(std::string_view name) const {
@@ -161,13 +69,6 @@ std::shared_ptr<const SharedRegion> SharedMemory::find(std::string_view name) co
         if (found != regions_.end()) return found->second;
     }
     throw WireError("shared memory region " + quote(name) + ": expected a registered one");
-}
-
-std::vector<std::shared_ptr<const SharedRegion>> SharedMemory::list() const {
-    std::vector<std::shared_ptr<const SharedRegion>> all;
-    const std::lock_guard guard(lock_);
-    for (const auto& [name, region] : regions_) all.push_back(region);
-    return all;
 }
 
 }  // namespace trimtab

@@ -1,19 +1,16 @@
-// Regions of system shared memory that clients have registered, by name.
+// Regions that clients have registered, of system shared memory and of CUDA memory, by name: one namespace, since a
+// request names a region without its kind.
 //
-// A region is an open descriptor and a window of its file; it is read with pread and written with pwrite, never mapped.
-// A mapping was turned down: a client that truncates its file would end this process with SIGBUS, and values that were
-// checked could change before they are used. So every byte is copied once, into the request's own memory, and checked
-// there; what a client does to its file afterwards makes a short read, which is that request's error.
+// Whatever lies in /dev/shm and the server's user may open, and whatever another process exports of its GPU, a client
+// that may register regions can read and write: see [security] shared_memory.
 //
-// Which files: only regular ones directly in /dev/shm, by a name without "/", not through a link. Whatever there the
-// server's user may open, a client that may register regions can read and write: see [security] shared_memory.
-//
-// Threads: any. A region lives as long as somebody holds it, so one that is unregistered stays open for the requests
-// that use it.
+// Threads: any. Registering and unregistering may wait for a driver; finding a region does not.
 #pragma once
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -21,53 +18,83 @@
 #include <string_view>
 #include <vector>
 
+#include "cuda_memory.h"
+#include "shared_region.h"
+
 namespace trimtab {
-
-class SharedRegion {
-  public:
-    // Takes the descriptor.
-    SharedRegion(std::string name, std::string key, int descriptor, std::uint64_t offset, std::uint64_t byte_size);
-    ~SharedRegion();
-    SharedRegion(const SharedRegion&) = delete;
-    SharedRegion& operator=(const SharedRegion&) = delete;
-
-    const std::string name;
-    const std::string key;
-    const std::uint64_t offset;     // of the window in the file
-    const std::uint64_t byte_size;  // of the window
-
-    // Bytes [at, at + size) of the window. Throws WireError where they are not all within it, or the file is shorter
-    // by now.
-    void read(std::uint64_t at, std::size_t size, char* out) const;
-    // As read. A file that is shorter by now is not made longer.
-    void write(std::uint64_t at, std::string_view bytes) const;
-    void check(std::uint64_t at, std::uint64_t size) const;  // throws WireError
-
-  private:
-    [[noreturn]] void fail(const std::string& what) const;
-
-    const int descriptor_;
-};
 
 class SharedMemory {
   public:
-    static constexpr std::size_t kMostRegions = 256;  // a descriptor each
+    static constexpr std::size_t kMostRegions = 256;  // a descriptor each, or a part of a GPU's address space
 
-    // `most`: bytes that one request may bring in shared memory.
-    explicit SharedMemory(std::uint64_t most) : most_(most) {}
+    // `most`: bytes that one request may bring in shared memory. `driver`: what opens CUDA memory; null: nothing does.
+    explicit SharedMemory(std::uint64_t most, const std::shared_ptr<const CudaDriver>& driver = nullptr);
 
-    // False where the name is taken. Throws WireError on a key, offset or size that cannot be.
+    // False where the name is taken, by a region of either kind. Throws WireError on a key, offset or size that cannot
+    // be.
     bool add(const std::string& name, const std::string& key, std::uint64_t offset, std::uint64_t byte_size);
-    bool remove(const std::string& name);
+    // `handle`: the 64 bytes of a CUipcMemHandle. Throws WireError likewise, and where no driver is there; DeviceError
+    // where the device cannot be used.
+    bool add_cuda(const std::string& name, std::string_view handle, std::int64_t device, std::uint64_t byte_size);
+
+    // Of one kind, SystemRegion or CudaRegion.
+    template <class Kind>
+    bool remove(const std::string& name);  // false where there is none
+    template <class Kind>
     void clear();
+    template <class Kind>
+    std::vector<std::shared_ptr<const Kind>> list() const;
+
     std::shared_ptr<const SharedRegion> find(std::string_view name) const;  // throws WireError where there is none
-    std::vector<std::shared_ptr<const SharedRegion>> list() const;
     std::uint64_t most() const { return most_; }
+    bool empty() const { return count_.load(std::memory_order_relaxed) == 0; }
 
   private:
+    using Regions = std::map<std::string, std::shared_ptr<const SharedRegion>, std::less<>>;
+
+    // Asks `open` for the region, without the lock, where the name is free.
+    bool add_region(const std::string& name, std::uint64_t byte_size,
+                    const std::function<std::shared_ptr<const SharedRegion>()>& open);
+
     const std::uint64_t most_;
+    const std::unique_ptr<CudaMemory> cuda_;
     mutable std::mutex lock_;
-    std::map<std::string, std::shared_ptr<const SharedRegion>, std::less<>> regions_;
+    Regions regions_;
+    std::atomic<std::size_t> count_{0};  // of regions
 };
+
+template <class Kind>
+bool SharedMemory::remove(const std::string& name) {
+    std::shared_ptr<const SharedRegion> gone;  // closed without the lock
+    const std::lock_guard guard(lock_);
+    const auto found = regions_.find(name);
+    if (found == regions_.end() || dynamic_cast<const Kind*>(found->second.get()) == nullptr) return false;
+    gone = std::move(found->second);
+    regions_.erase(found);
+    count_.store(regions_.size(), std::memory_order_relaxed);
+    return true;
+}
+
+template <class Kind>
+void SharedMemory::clear() {
+    Regions gone;
+    const std::lock_guard guard(lock_);
+    for (auto at = regions_.begin(); at != regions_.end();) {
+        const auto next = std::next(at);
+        if (dynamic_cast<const Kind*>(at->second.get()) != nullptr) gone.insert(regions_.extract(at));
+        at = next;
+    }
+    count_.store(regions_.size(), std::memory_order_relaxed);
+}
+
+template <class Kind>
+std::vector<std::shared_ptr<const Kind>> SharedMemory::list() const {
+    std::vector<std::shared_ptr<const Kind>> all;
+    const std::lock_guard guard(lock_);
+    for (const auto& [name, region] : regions_) {
+        if (auto one = std::dynamic_pointer_cast<const Kind>(region)) all.push_back(std::move(one));
+    }
+    return all;
+}
 
 }  // namespace trimtab

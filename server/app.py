@@ -40,7 +40,7 @@ from typing import Any
 
 import torch
 import uvloop
-from trimtab._native import HAS_FRONT, HotTarget, Hub, SharedMemory, keep_freed_memory
+from trimtab._native import HAS_FRONT, HotTarget, Hub, keep_freed_memory
 from trimtab.kernels import divergences
 from trimtab.kernels.errors import KernelError
 from trimtab.models.errors import ModelError
@@ -161,8 +161,8 @@ class Server:
         self._health: list[Health] = []
         self._registry = Registry()
         self._events = EventBus()
-        shared = SharedMemory(settings.max_message_bytes) if project.security.shared_memory else None
-        self._hub = Hub(shared)
+        self._shared = SharedMemoryControl(settings.max_message_bytes, allowed=project.security.shared_memory)
+        self._hub = Hub(self._shared.memory)
         self._spans = tracing_of(settings.tracing)
         if self._spans is not None:
             self._hub.trace(self._spans.tracing)
@@ -202,7 +202,7 @@ class Server:
             self._registry,
             self._calls,
             self._control(everybody),
-            SharedMemoryControl(shared),
+            self._shared,
             LogControl(self._log_switch, self._registry, allowed=everybody),
         )
         rest = Rest(
@@ -273,6 +273,7 @@ class Server:
         """See the module."""
         settings = self._settings
         self._log_switch.attach()
+        self._shared.startup(self._on_fault)
         torch.set_num_threads(settings.threads)
         if self._spans is not None:
             self._spans.startup()
@@ -415,6 +416,7 @@ class Server:
         await self._transport.stop(_ADMIN, _MOMENT)
         await self._http.shutdown()
         self._calls.close()
+        self._shared.shutdown()
         remove_address(self._project.state)
         if self._lock is not None:
             self._lock.release()

@@ -28,7 +28,7 @@ from starlette.routing import Route
 from trimtab.protos.v1 import inference_pb2 as pb
 from trimtab.server.errors import DeadlinePassed, Disconnected, Draining, InvalidRequest, ServerError, TooLarge, status
 from trimtab.server.rest_body import Bodies, compress, disconnected
-from trimtab.server.rest_json import parse_object, set_repository_parameters, set_setting, to_json
+from trimtab.server.rest_json import parse_object, raw_handle_of, set_repository_parameters, set_setting, to_json
 from trimtab.server.rest_tensors import decode_infer_body, encode_infer_body
 from trimtab.server.transport import Handler, Observer, Service
 
@@ -318,8 +318,7 @@ def _from_body(message: Any, body: dict[str, Any]) -> Any:
     if isinstance(message, pb.RepositoryModelLoadRequest | pb.RepositoryModelUnloadRequest):
         set_repository_parameters(message.parameters, body.pop("parameters", {}))
     if isinstance(message, pb.CudaSharedMemoryRegisterRequest):
-        # Refused whatever it says; a raw handle comes as an object here.
-        return message
+        message.raw_handle = raw_handle_of(body.pop("raw_handle", None))
     fields = message.DESCRIPTOR.fields_by_name
     for key, value in body.items():
         if key not in fields:

@@ -5,6 +5,8 @@ Pure. Knows nothing of HTTP or of models.
 
 from __future__ import annotations
 
+import base64
+import binascii
 import json
 from collections.abc import Mapping
 from typing import Any
@@ -16,6 +18,7 @@ from trimtab.server.errors import InvalidRequest
 __all__ = [
     "parameters_to_json",
     "parse_object",
+    "raw_handle_of",
     "set_parameters",
     "set_repository_parameters",
     "set_setting",
@@ -129,6 +132,17 @@ def set_repository_parameters(into: Any, parameters: object) -> None:
             into[key].string_param = _text(value, key)
         else:
             raise InvalidRequest(f"parameter {key!r}: expected a boolean, a number or a string, came {_kind(value)}")
+
+
+def raw_handle_of(value: object) -> bytes:
+    """The bytes of a CUDA IPC handle: {"b64": "..."}. Raises InvalidRequest."""
+    text = value.get("b64") if isinstance(value, Mapping) and set(value) == {"b64"} else None
+    if not isinstance(text, str):
+        raise InvalidRequest("'raw_handle' in the body: expected an object with one field, 'b64', a string")
+    try:
+        return base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError):
+        raise InvalidRequest("'raw_handle' in the body: expected base64, came something else") from None
 
 
 def set_setting(message: pb.TraceSettingRequest | pb.LogSettingsRequest, key: str, value: object) -> None:

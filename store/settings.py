@@ -124,8 +124,9 @@ class SecuritySettings(Settings):
     tls_client_ca: str = ""
     """PEM file with the certificates that sign clients': every client must then show one. Empty: any client."""
     shared_memory: bool = False
-    """Let clients register system shared memory (/dev/shm) for inputs and outputs. They can then read and write
-    whatever lies there that the server's user can open: for clients that are trusted with that."""
+    """Let clients register memory for inputs and outputs: system shared memory (/dev/shm) and, where there is NVIDIA's
+    driver, memory on a GPU. They can then read and write whatever lies there that the server's user can open: for
+    clients that are trusted with that."""
 
     @model_validator(mode="after")
     def _whole(self) -> SecuritySettings:

@@ -31,7 +31,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / "build" / "gpu-venv"
 SANITIZERS = ("memcheck", "racecheck", "initcheck", "synccheck")
-_ASKS_FOR_A_GPU = re.compile(r"mark\.gpu\b|cuda\.is_available\(\)|cuda_available|needs_gpu")
+_ASKS_FOR_A_GPU = re.compile(r"mark\.gpu\b|cuda\.is_available\(\)|cuda_available|needs_gpu|\bKINDS\b|CUDA_KINDS")
 _TAIL = 6000
 _SECONDS = {"build": 600, "tests": 900, "sanitizer": 600, "benchmark": 600}
 _CUDA = ("/usr/local/cuda/bin", "/usr/local/cuda-13.0/bin")

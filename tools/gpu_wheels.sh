@@ -20,7 +20,8 @@ import re
 import sys
 
 ROOTS = """scikit-build-core pybind11 grpcio-tools mypy-protobuf cmake ninja setuptools
-pytest pytest-asyncio hypothesis psutil cryptography hpack""".split()
+pytest pytest-asyncio hypothesis psutil cryptography hpack
+tritonclient python-rapidjson aiohttp geventhttpclient urllib3""".split()
 NEVER = re.compile(r"torch|triton|cupy.*|nvidia-.*|cuda-.*|trimtab|sympy|networkx|mpmath")
 def plain(name): return re.sub(r"[-_.]+", "-", name).lower()
 have = {plain(line.split("==")[0]) for line in open(sys.argv[1]) if "==" in line}

@@ -43,7 +43,7 @@ if [ $# -eq 0 ]; then
     cuda_parity cuda_staging cuda_compile; do
     set -- "$@" "--ignore=tests/kernels/test_$suite.py"
   done
-  for suite in hub group_queue batching transport; do set -- "$@" "tests/server/test_$suite.py"; done
+  for suite in hub hub_cuda group_queue batching transport; do set -- "$@" "tests/server/test_$suite.py"; done
 fi
 
 # pytest takes what a test writes to stderr, and an abort would lose it: the sanitizers write to files, shown below.

@@ -133,8 +133,7 @@ class InferenceServicer:
     async def server_metadata(self, _request: pb.ServerMetadataRequest, _call: Call) -> pb.ServerMetadataResponse:
         """Name, version and the extensions that are offered."""
         extensions: list[str] = list(_EXTENSIONS)
-        if self._memory.offered:
-            extensions.append("system_shared_memory")
+        extensions += self._memory.extensions
         if self._log.offered:
             extensions.append("logging")
         return pb.ServerMetadataResponse(name="trimtab", version=version("trimtab"), extensions=sorted(extensions))

@@ -1,11 +1,11 @@
-"""Tensors in shared memory and outputs as classes, through the hub: values against NumPy, hostile places refused."""
+"""Tensors in shared memory of either kind and outputs as classes, through the hub: values against NumPy, hostile places
+refused."""
 
 from __future__ import annotations
 
 import itertools
 import os
 import select
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from trimtab._native import BatchPolicy, Hub, LocalOrigin, Schema, SharedMemory, Slab, TensorSchema, TensorSlab
+from trimtab._native import BatchPolicy, Hub, LocalOrigin, Schema, Slab, TensorSchema, TensorSlab
 from trimtab.protos.v1 import inference_pb2 as pb
+
+from ..shared_memory.places import KINDS, Places, SystemPlace, places_of
 
 OUTPUTS = [("y", "FP32", [3]), ("n", "INT64", []), ("s", "BYTES", [])]
 LABELS = {"y": ["red", "", "blü"]}
@@ -23,23 +25,24 @@ INVALID = 3
 
 
 class Bench:
-    """A hub with a model of columns, "m" (a, city), and one of tensors, "t" (IN), and an object of shared memory."""
+    """A hub with a model of columns, "m" (a, city), and one of tensors, "t" (IN), and 8192 bytes that a client shares,
+    of which the region "r" is the first half."""
 
-    def __init__(self, *, shared: bool = True) -> None:
-        self.memory = SharedMemory(4096)
+    def __init__(self, places: Places, *, shared: bool = True) -> None:
+        self.memory = places.memory(4096)
         self.hub = Hub(self.memory) if shared else Hub()
         self.hub.add_model("m", Schema(["a", "city"], ["real", "string"], 0), OUTPUTS, BatchPolicy(), labels=LABELS)
         self.hub.add_model("t", TensorSchema([("IN", "FP32", [2])]), [("OUT", "FP32", [2])], BatchPolicy())
         for name in ("m", "t"):
             self.hub.install(name, 1, [1], {})
         self.origin = LocalOrigin(self.hub)
-        self.path = Path("/dev/shm") / f"trimtab-test-{uuid.uuid4().hex}"
-        self.path.write_bytes(bytes(8192))
-        assert self.memory.register("r", self.path.name, 0, 4096)
+        self.place = places.make(8192)
+        self.place.write(0, bytes(8192))
+        assert self.place.register(self.memory, "r", 4096)
         self.token = 0
 
     def put(self, at: int, data: bytes) -> None:
-        self.memory.write("r", at, data)
+        self.place.write(at, data)
 
     def submit(self, request: Any, **options: Any) -> None:
         self.token += 1
@@ -80,11 +83,16 @@ class Bench:
         return message
 
 
+@pytest.fixture(params=KINDS)
+def bench(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Bench]:
+    with places_of(request.param, tmp_path) as places:
+        yield Bench(places)
+
+
 @pytest.fixture
-def bench() -> Iterator[Bench]:
-    made = Bench()
-    yield made
-    made.path.unlink(missing_ok=True)
+def of_system(tmp_path: Path) -> Iterator[Bench]:
+    with places_of("system", tmp_path) as places:
+        yield Bench(places)
 
 
 def place(tensor: Any, size: Any, offset: Any = None, region: Any = "r") -> None:
@@ -146,8 +154,8 @@ def test_values_are_those_of_the_moment_when_the_request_came(bench: Bench) -> N
     bench.put(0, np.array([1.0, 5.0], "<f4").tobytes())
     bench.submit(request({"size": 8}))
     bench.put(0, np.array([np.nan, -1.0], "<f4").tobytes())
-    bench.memory.unregister("r")
-    os.truncate(bench.path, 0)
+    assert bench.place.unregister(bench.memory, "r")
+    bench.place.free()
     bench.step()
     ((status, answer, _),) = bench.answers()
     assert status == 0
@@ -200,7 +208,7 @@ def test_offsets_that_wrap_around_are_refused(bench: Bench) -> None:
 
 
 def test_inputs_in_shared_memory_are_bounded_together(bench: Bench) -> None:
-    assert bench.memory.register("all", bench.path.name, 0, 8192)
+    assert bench.place.register(bench.memory, "all", 8192)
     asked = request({"size": 4000}, {"size": 97})
     assert "at most 4096 bytes" in bench.refused(asked)
     assert "at most 4096 bytes" in bench.refused(request({"size": 8192, "region": "all"}))
@@ -221,13 +229,13 @@ def test_an_unknown_parameter_of_shared_memory_is_refused(bench: Bench) -> None:
     assert "shared_memory_size" in bench.refused(asked)
 
 
-def test_without_shared_memory_a_place_is_refused() -> None:
-    bench = Bench(shared=False)
-    asked = request(outputs=("y",))
-    place(asked.outputs[0], 8)
-    for refused in (request({"size": 8}), asked):
-        assert "[security] shared_memory" in bench.refused(refused)
-    bench.path.unlink()
+def test_without_shared_memory_a_place_is_refused(tmp_path: Path) -> None:
+    with places_of("system", tmp_path) as places:
+        bench = Bench(places, shared=False)
+        asked = request(outputs=("y",))
+        place(asked.outputs[0], 8)
+        for refused in (request({"size": 8}), asked):
+            assert "[security] shared_memory" in bench.refused(refused)
 
 
 # --- outputs
@@ -245,7 +253,7 @@ def test_outputs_are_written_into_shared_memory(bench: Bench) -> None:
         "shared_memory_byte_size": 17,
         "shared_memory_offset": 50,
     }
-    content = bench.path.read_bytes()
+    content = bench.place.read(0, 8192)
     assert content[50:67] == strings(b"Riga", b"Oslo!")
     assert content[67:1000] == bytes(933)
     assert np.frombuffer(content[1000:1024], "<f4").tolist() == [1, 2, -1, 5, 10, -5]
@@ -268,29 +276,41 @@ def test_a_region_in_use_stays_until_its_request_is_answered(bench: Bench) -> No
     asked = request(outputs=("y",))
     place(asked.outputs[0], 24)
     bench.submit(asked)
-    bench.memory.clear()
+    assert bench.place.unregister(bench.memory, "r")
     bench.step()
     ((status, _, message),) = bench.answers()
     assert status == 0, message
-    assert np.frombuffer(bench.path.read_bytes()[:12], "<f4").tolist() == [1, 2, -1]
+    assert np.frombuffer(bench.place.read(0, 12), "<f4").tolist() == [1, 2, -1]
+    assert "registered one" in bench.refused(asked)
+
+
+def test_a_region_is_closed_once_nobody_uses_it(of_system: Bench) -> None:
+    assert isinstance(of_system.place, SystemPlace)
+    asked = request(outputs=("y",))
+    place(asked.outputs[0], 24)
+    of_system.submit(asked)
+    of_system.memory.clear()
+    of_system.step()
+    assert of_system.answers()[0][0] == 0
     opened = [os.readlink(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd") if _is_link(fd)]
-    assert str(bench.path) not in opened, "the region is closed once nobody uses it"
+    assert str(of_system.place.path) not in opened
 
 
 def _is_link(fd: str) -> bool:
     return os.path.lexists(f"/proc/self/fd/{fd}")
 
 
-def test_an_object_cut_off_before_the_answer_fails_its_request(bench: Bench) -> None:
+def test_an_object_cut_off_before_the_answer_fails_its_request(of_system: Bench) -> None:
+    assert isinstance(of_system.place, SystemPlace)
     asked = request(outputs=("y",))
     place(asked.outputs[0], 24)
-    bench.submit(asked, in_stream=True)
-    os.truncate(bench.path, 10)
-    bench.step()
-    ((status, answer, _),) = bench.answers()
+    of_system.submit(asked, in_stream=True)
+    os.truncate(of_system.place.path, 10)
+    of_system.step()
+    ((status, answer, _),) = of_system.answers()
     assert status == 0
     assert "shorter" in pb.ModelStreamInferResponse.FromString(answer).error_message
-    assert bench.path.stat().st_size == 10
+    assert of_system.place.path.stat().st_size == 10
 
 
 # --- classes
@@ -312,49 +332,49 @@ def classified(k: int, *, output: str = "y", a: Any = (1.0, -5.0)) -> Any:
     return asked
 
 
-def test_classes_are_the_largest_of_each_row(bench: Bench) -> None:
-    response = bench.ask(classified(2))
+def test_classes_are_the_largest_of_each_row(of_system: Bench) -> None:
+    response = of_system.ask(classified(2))
     assert classes(response) == [
         ["2.000000:1", "1.000000:0:red"],
         ["5.000000:2:blü", "-5.000000:0:red"],
     ]
 
 
-def test_more_classes_than_there_are_is_all(bench: Bench) -> None:
-    response = bench.ask(classified(1000))
+def test_more_classes_than_there_are_is_all(of_system: Bench) -> None:
+    response = of_system.ask(classified(1000))
     assert list(response.outputs[0].shape) == [2, 3]
 
 
-def test_no_classes_are_the_values(bench: Bench) -> None:
-    assert bench.ask(classified(0)).outputs[0].datatype == "FP32"
+def test_no_classes_are_the_values(of_system: Bench) -> None:
+    assert of_system.ask(classified(0)).outputs[0].datatype == "FP32"
 
 
-def test_an_output_of_one_value_has_one_class(bench: Bench) -> None:
-    assert classes(bench.ask(classified(3, output="n"))) == [["4:0"], ["5:0"]]
+def test_an_output_of_one_value_has_one_class(of_system: Bench) -> None:
+    assert classes(of_system.ask(classified(3, output="n"))) == [["4:0"], ["5:0"]]
 
 
-def test_equal_values_keep_their_order_and_nan_goes_last(bench: Bench) -> None:
-    response = bench.ask(classified(3, a=(0.0, np.nan)))
+def test_equal_values_keep_their_order_and_nan_goes_last(of_system: Bench) -> None:
+    response = of_system.ask(classified(3, a=(0.0, np.nan)))
     assert [[text.split(":")[1] for text in row] for row in classes(response)] == [["0", "1", "2"], ["0", "1", "2"]]
 
 
 @pytest.mark.parametrize("value", [-1, "2", 0.5, True])
-def test_a_number_of_classes_that_is_none_is_refused(bench: Bench, value: Any) -> None:
+def test_a_number_of_classes_that_is_none_is_refused(of_system: Bench, value: Any) -> None:
     asked = request(outputs=("y",))
     parameter = asked.outputs[0].parameters["classification"]
     kind = {bool: "bool_param", int: "int64_param", float: "double_param", str: "string_param"}[type(value)]
     setattr(parameter, kind, value)
-    assert "classification" in bench.refused(asked)
+    assert "classification" in of_system.refused(asked)
 
 
-def test_classes_of_strings_or_in_shared_memory_or_of_inputs_are_refused(bench: Bench) -> None:
-    assert "BYTES" in bench.refused(classified(1, output="s"))
+def test_classes_of_strings_or_in_shared_memory_or_of_inputs_are_refused(of_system: Bench) -> None:
+    assert "BYTES" in of_system.refused(classified(1, output="s"))
     both = classified(1)
     place(both.outputs[0], 100)
-    assert "classification" in bench.refused(both)
+    assert "classification" in of_system.refused(both)
     asked = request()
     asked.inputs[0].parameters["classification"].int64_param = 1
-    assert "outputs" in bench.refused(asked)
+    assert "outputs" in of_system.refused(asked)
 
 
 @settings(max_examples=30, deadline=None)

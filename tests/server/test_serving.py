@@ -78,10 +78,16 @@ def test_malformed_bytes_are_an_invalid_argument(served: tuple[Project, Running]
 
 
 def test_what_is_not_offered_is_unimplemented_and_not_advertised(stub: Any) -> None:
-    assert status(stub.CudaSharedMemoryRegister, pb.CudaSharedMemoryRegisterRequest())[0] == "UNIMPLEMENTED"
-    code, message = status(stub.SystemSharedMemoryRegister, pb.SystemSharedMemoryRegisterRequest(name="r", key="k"))
-    assert code == "PERMISSION_DENIED"
-    assert "[security] shared_memory" in message
+    asked = pb.TraceSettingRequest()
+    asked.settings["trace_level"].value.append("TIMESTAMPS")
+    assert status(stub.TraceSetting, asked)[0] == "UNIMPLEMENTED"
+    for call, message in (
+        (stub.SystemSharedMemoryRegister, pb.SystemSharedMemoryRegisterRequest(name="r", key="k")),
+        (stub.CudaSharedMemoryRegister, pb.CudaSharedMemoryRegisterRequest(name="r", raw_handle=bytes(64))),
+    ):
+        code, text = status(call, message)
+        assert code == "PERMISSION_DENIED"
+        assert "[security] shared_memory" in text
     assert list(stub.ServerMetadata(pb.ServerMetadataRequest()).extensions) == [
         "binary_tensor_data",
         "classification",
@@ -157,8 +163,8 @@ def test_tritonclient_unmodified(served: tuple[Project, Running]) -> None:
     assert int(statistics["inference_count"]) >= 2
     assert int(statistics["inference_stats"]["compute_infer"]["ns"]) > 0
     assert statistics["batch_stats"]
-    assert [seen[name] for name in ("load", "log")] == ["StatusCode.PERMISSION_DENIED"] * 2
-    assert [seen[name] for name in ("cuda_shared_memory", "trace")] == ["StatusCode.UNIMPLEMENTED"] * 2
+    assert [seen[name] for name in ("load", "log", "cuda_shared_memory")] == ["StatusCode.PERMISSION_DENIED"] * 3
+    assert seen["trace"] == "StatusCode.UNIMPLEMENTED"
 
 
 def test_health_check_and_watch(served: tuple[Project, Running]) -> None:

@@ -16,7 +16,7 @@ import pytest
 from google.protobuf.descriptor_pool import DescriptorPool
 from google.protobuf.message_factory import GetMessageClass
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
-from trimtab._native import HAS_FRONT
+from trimtab._native import HAS_FRONT, CudaDriver
 from trimtab.protos.v1 import inference_pb2 as pb
 from trimtab.protos.v1.inference_pb2_grpc import GRPCInferenceServiceStub
 from trimtab.server.rest_json import to_json
@@ -171,6 +171,6 @@ def test_settings_say_what_is_true(seen: dict[str, Any]) -> None:
 def test_extensions_are_what_works(seen: dict[str, Any]) -> None:
     assert "system_shared_memory" in seen["http_extensions"]
     assert "classification" in seen["http_extensions"]
-    assert "cuda_shared_memory" not in seen["http_extensions"]
+    assert ("cuda_shared_memory" in seen["http_extensions"]) == bool(CudaDriver().devices)
     assert "logging" not in seen["http_extensions"], "changing them is for the admin socket"
     assert "trace" not in seen["http_extensions"]

@@ -31,6 +31,7 @@ gpu: Any = load()
 def test_what_asks_for_a_gpu_is_found() -> None:
     tests = gpu.gpu_tests(ROOT)
     assert {"tests/models/test_graphs.py", "tests/models/test_flat.py"} <= set(tests)
+    assert {"tests/csrc/test_shared_memory.py", "tests/server/test_cuda_shared_memory.py"} <= set(tests)
     assert "gpu_serving" in gpu.benchmarks(ROOT)
     names = gpu.part_names(ROOT)
     assert names[:6] == ["build", "tests", "memcheck", "racecheck", "initcheck", "synccheck"]
