@@ -40,6 +40,7 @@ from trimtab.models.errors import ModelError
 from trimtab.models.graphs import GraphError, graph_version
 from trimtab.models.loading import Loader, Version
 from trimtab.models.machine import CudaMachine, Machine
+from trimtab.models.tensor_graphs import use_graphs
 from trimtab.models.tensors import TensorVersion
 from trimtab.models.version import LoadedVersion
 from trimtab.store.files import sha256_file
@@ -130,7 +131,8 @@ def _on_gpu(load: Loader, settings: ModelSettings, most: int, tell: Callable[[in
     def graphed(number: int) -> Version:
         version = load(number)
         if isinstance(version, TensorVersion):
-            tell(number, f"version {number} runs eagerly: graphs are for models of columns, and this one takes tensors")
+            place = version.device
+            use_graphs(version, most, lambda: _machine(place), ways(settings.run, settings.precision), tell)
             return version
         reasons: list[str] = []
         for precision, compiled in ways(settings.run, settings.precision):

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -34,7 +34,7 @@ from trimtab.store.manifest import WEIGHTS, Manifest
 from trimtab.store.settings import ModelSettings
 from trimtab.store.versions import VersionStore
 
-__all__ = ["DTYPES", "TensorSource", "TensorVersion", "load_tensor_version", "tensor_files"]
+__all__ = ["DTYPES", "TensorRun", "TensorSource", "TensorVersion", "load_tensor_version", "tensor_files"]
 
 Spec = tuple[str, str, tuple[int, ...]]
 
@@ -120,6 +120,23 @@ class TensorSource:
             raise VersionUnfit(f"weights {self.weights!r}: {(error.strerror or str(error)).lower()}") from None
 
 
+class TensorRun(Protocol):
+    """The outputs of inputs that are copied into its own buffers; see tensor_graphs.TensorGraphs."""
+
+    @property
+    def bytes(self) -> int:
+        """What it takes of the device's memory."""
+        ...
+
+    def holds(self, n: int) -> bool:
+        """Whether it takes so many rows."""
+        ...
+
+    def call(self, inputs: Mapping[str, torch.Tensor], rows: int) -> list[torch.Tensor]:
+        """The outputs, in their order, of inputs in the host's memory; the caller's own."""
+        ...
+
+
 @dataclass(frozen=True)
 class TensorVersion:
     """A module with its weights, on one device. `run` may be called from one thread at a time."""
@@ -135,6 +152,7 @@ class TensorVersion:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "_run", self.run_eagerly)
+        object.__setattr__(self, "_staged", None)
 
     @property
     def schema(self) -> TensorSchema:
@@ -148,9 +166,11 @@ class TensorVersion:
 
     @property
     def bytes(self) -> int:
-        """Size of the weights and buffers in memory."""
+        """Size in memory: of the weights and buffers, and of the graphs with theirs."""
         tensors = [*self.module.parameters(), *self.module.buffers()]
-        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+        staged: TensorRun | None = self._staged  # type: ignore[attr-defined]
+        weights = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+        return weights + (0 if staged is None else staged.bytes)
 
     def run(self, slab: TensorSlab, sketch: object = None, start: int = 0, stop: int = -1) -> list[NDArray[Any]]:
         """The outputs [n, dims...] for the slab's rows [start, stop), −1 being its end. Raises CodeError where the
@@ -171,6 +191,14 @@ class TensorVersion:
 
     def call(self, inputs: Mapping[str, Any], rows: int) -> list[NDArray[Any]]:
         """As `run`, on tensors (BYTES: NumPy arrays of bytes) by name."""
+        staged: TensorRun | None = self._staged  # type: ignore[attr-defined]
+        if staged is not None and staged.holds(rows):
+            outputs = staged.call(inputs, rows)
+            return [_checked(spec, value, rows) for spec, value in zip(self.outputs, outputs, strict=True)]
+        return self.call_eagerly(inputs, rows)
+
+    def call_eagerly(self, inputs: Mapping[str, Any], rows: int) -> list[NDArray[Any]]:
+        """As `call`, by no graph."""
         with torch.inference_mode():
             if self.device.type != "cpu":
                 inputs = {
@@ -196,6 +224,10 @@ class TensorVersion:
     def use(self, run: Callable[..., list[Any]]) -> None:
         """Has `run` make the outputs of the module's arguments, in place of the module. Before the version serves."""
         object.__setattr__(self, "_run", run)
+
+    def use_staged(self, run: TensorRun) -> None:
+        """Has `run` make the outputs of as many rows as it takes, in place of the module. Before the version serves."""
+        object.__setattr__(self, "_staged", run)
 
     def warm(self, batch_sizes: Sequence[int]) -> None:
         """Runs each of these batch sizes that is a power of two, the smallest and the largest, as long as a batch of
