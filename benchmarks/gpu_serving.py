@@ -5,10 +5,11 @@
   serves: pinned buffer, copy in, replay, copy out), `graphs_bf16`, `graphs_fp16` and `graphs_compiled`.
 - `request`: one request after the other over loopback gRPC, of 1 and of 64 rows, p50 and p99, with graphs, eagerly, and
   with the model on the CPU.
-- `swap`: weights of 100 MB and 1 GB: the time to bring them from pinned memory into a second buffer on a stream of low
-  priority; the pause that one copy from there into the live buffer makes (`pause`), against what memory can do at best
-  (bytes read and written over the bandwidth of such a copy of 2 GB); a graph's latency while the next weights come in,
-  and alone; and that no answer mixes two versions (`torn`, which must be 0).
+- `swap`: weights of 100 MB and 1 GB: the time to bring them from pinned memory into a version's buffer on a stream of
+  low priority, and a graph's latency meanwhile; then 10,000 batches by two versions in turn, each of which copies its
+  weights over the graphs' first (`swap`): how much longer that takes than a batch `alone`, against what memory can do
+  at best (bytes read and written over the bandwidth of a copy of 2 GB); and that no answer mixes two versions, also
+  with four threads that ask for both (`torn`, which must be 0).
 - `flip`: the longest gap between two answers of a server under load by one client while versions are promoted.
 - `capture`: seconds to capture and check all buckets, and the bytes they take.
 
@@ -24,6 +25,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -35,7 +37,7 @@ from _harness import arguments, quantiles, report
 from _servers import MODEL, make_project, trimtab
 from torch import nn
 from trimtab.models.flat import Flat
-from trimtab.models.graphs import GraphedRun
+from trimtab.models.graphs import GraphedRun, HostColumns
 from trimtab.models.machine import CudaMachine
 from trimtab.protos.v1 import inference_pb2
 from trimtab.protos.v1 import trimtab_pb2 as pb
@@ -45,6 +47,7 @@ from trimtab.protos.v1.trimtab_pb2_grpc import LifecycleStub
 DEVICE = torch.device("cuda")
 NETWORKS = {"32-128-1": (32, 128, 1), "64-512-256-1": (64, 512, 256, 1), "256-4096-4096-8": (256, 4096, 4096, 8)}
 SIZES = (1, 8, 64, 256, 1024)
+ANSWERS = (1.0, 4.0)
 MACHINE: Callable[[torch.device], Any] = CudaMachine
 
 
@@ -114,7 +117,7 @@ def graphs(run: Run, call: Callable[..., torch.Tensor], widths: tuple[int, ...],
 
     def capture() -> dict[str, Any]:
         began = time.monotonic()
-        made.append(GraphedRun(lambda x, _: call(x), widths[0], 0, widths[-1], SIZES[-1], MACHINE(DEVICE)))
+        made.append(GraphedRun(lambda x, _: call(x), HostColumns(widths[0], 0), widths[-1], SIZES[-1], MACHINE(DEVICE)))
         return {"seconds": time.monotonic() - began, "bytes": made[0].bytes}
 
     def of(rows: int) -> Callable[[], object]:
@@ -264,55 +267,71 @@ def _swap(run: Run, megabytes: int, peak: float) -> dict[str, Any]:
     module = network((width, width, width))
     flat = Flat.adopt(module, DEVICE)
     low = torch.cuda.Stream(priority=0)
-    versions = [Flat.empty(flat.layout, pinned=True) for _ in range(2)]
-    for number, version in enumerate(versions):
+    pinned = [Flat.empty(flat.layout, pinned=True) for _ in ANSWERS]
+    for number, version in enumerate(pinned):
         # All weights 1/width, or all 2/width: inputs of one become 1 or 4, and anything else is of both.
         for view in version.tensors().values():
             view.fill_((number + 1) / width if view.ndim == 2 else 0.0)
-    second = Flat.empty(flat.layout, DEVICE)
-    flat.copy_from(versions[0])
-    graphed = GraphedRun(lambda x, _: module(x), width, 0, width, 8, MACHINE(DEVICE))
+    versions = [Flat.empty(flat.layout, DEVICE) for _ in ANSWERS]
+    for version, source in zip(versions, pinned, strict=True):
+        version.copy_from(source)
+    sync()
+    intake = HostColumns(width, 0)
+    graphed = GraphedRun(lambda x, _: module(x), intake, width, 8, MACHINE(DEVICE), weights=flat)
 
     def ones(features: Any, _: Any) -> None:
         features[:] = 1.0
 
-    alone = run.times(lambda: graphed.predict(1, ones))
-    loads, pauses, during, torn = [], [], [], 0
-    for step in range(4 if run.quick else 20):
-        done = torch.cuda.Event()
-        began = time.perf_counter()
-        with torch.cuda.stream(low):
-            second.copy_from(versions[(step + 1) % 2], non_blocking=True)
-            done.record(low)
-        while not done.query():
-            at = time.perf_counter_ns()
-            answer = graphed.predict(1, ones)
-            during.append((time.perf_counter_ns() - at) / 1000)
-            torn += not _of_one_version(answer)
-        loads.append((time.perf_counter() - began) * 1000)
-        began = time.perf_counter()
-        flat.copy_from(second)
-        torch.cuda.current_stream().synchronize()
-        pauses.append((time.perf_counter() - began) * 1e6)
-        answer = graphed.predict(1, ones)
-        torn += not _of_one_version(answer) or abs(float(answer[0, 0]) - (1.0, 4.0)[(step + 1) % 2]) > 0.01
+    alone = run.times(lambda: graphed.predict(1, ones, versions[0]))
+    loads, during = _loading(run, versions[1], pinned[1], low, lambda: graphed.predict(1, ones, versions[0]))
+    swaps, torn = [], 0
+    for step in range(200 if run.quick else 10_000):
+        began = time.perf_counter_ns()
+        answer = graphed.predict(1, ones, versions[step % 2])
+        swaps.append((time.perf_counter_ns() - began) / 1000)
+        torn += not np.allclose(answer, ANSWERS[step % 2], rtol=1e-2)
+    by_turns = 100 if run.quick else 2000
+
+    def ask(number: int) -> int:
+        found = (graphed.predict(1, ones, versions[number]) for _ in range(by_turns))
+        return sum(not np.allclose(answer, ANSWERS[number], rtol=1e-2) for answer in found)
+
+    with ThreadPoolExecutor(4) as pool:
+        torn += sum(pool.map(ask, (0, 1, 0, 1)))
     best = 2e6 * flat.layout.size / peak
-    run.summary[f"swap_pause_us_{megabytes}"] = statistics.median(pauses)
-    run.summary[f"swap_pause_vs_bandwidth_{megabytes}"] = statistics.median(pauses) / best
+    pause = statistics.median(swaps) - statistics.median(alone)
+    run.summary[f"swap_{megabytes}mb_ms"] = pause / 1000
+    run.summary[f"swap_pause_vs_bandwidth_{megabytes}"] = pause / best
     run.summary[f"swap_torn_{megabytes}"] = float(torn)
     return {
         "bytes": flat.layout.size,
         "load": quantiles(loads, "ms"),
-        "pause": quantiles(pauses, "us"),
+        "swap": quantiles(swaps, "us"),
         "pause_at_best_us": best,
         "alone": quantiles(alone, "us"),
         "while_loading": quantiles(during, "us") if during else None,
+        "copies": graphed.renewals,
         "torn": int(torn),
     }
 
 
-def _of_one_version(answer: Any) -> bool:
-    return bool(np.allclose(answer, 1.0, rtol=1e-2) or np.allclose(answer, 4.0, rtol=1e-2))
+def _loading(
+    run: Run, to: Flat, source: Flat, low: torch.cuda.Stream, ask: Callable[[], object]
+) -> tuple[list[float], list[float]]:
+    """ms of each load from pinned memory on a stream of low priority, and µs of the batches meanwhile."""
+    loads, during = [], []
+    for _ in range(4 if run.quick else 20):
+        done = torch.cuda.Event()
+        began = time.perf_counter()
+        with torch.cuda.stream(low):
+            to.copy_from(source, non_blocking=True)
+            done.record(low)
+        while not done.query():
+            at = time.perf_counter_ns()
+            ask()
+            during.append((time.perf_counter_ns() - at) / 1000)
+        loads.append((time.perf_counter() - began) * 1000)
+    return loads, during
 
 
 def main() -> None:

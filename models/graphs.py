@@ -1,4 +1,4 @@
-"""The forward pass of a version as CUDA graphs: one for each bucket of batch sizes, replayed instead of launched.
+"""The forward pass of versions as CUDA graphs: one for each bucket of batch sizes, replayed instead of launched.
 
 A small network on a GPU is all launch: ten kernels of 2 µs each, and 5 µs of Python and driver before each. A graph is
 launched once. What it costs: fixed shapes, hence buckets and padding (staging.py); fixed addresses, hence static
@@ -9,17 +9,29 @@ buffers, and weights that may be overwritten but not replaced (flat.py); memory 
 The column executor writes straight into the pinned buffer. The graph holds the model and the task's last step; columns
 and statistics run on the CPU still, so they are outside of it. The buffer's header, which they will need, is there.
 
+Swaps. Versions of one shape (`shape_of`: names, shapes and strides of weights, program, architecture, task) share one
+set of graphs. The graphs' weights are a buffer of their own, and each version keeps its weights in a second one on the
+device. A batch of another version than the batch before copies that version's over first, on the stream that computes,
+between two replays: no answer is of two versions, whoever asks for which, and a swap or a rollback costs the next batch
+one copy (bytes twice over the bandwidth: 0.07 ms for 100 MB). So a flip of the server's table is all that a swap is, as
+on the CPU; and a candidate is tried, timed and refused with the graphs that will serve it. What is copied is all that
+distinguishes two versions, which is not taken on trust: each version's answers by shared graphs are compared with its
+own eager pass. One that differs (something was folded into the graph), whose weights lie in no one buffer, or beyond
+`SHARED_BYTES`, gets graphs of its own, over its own weights; so does every version where that is asked for, since two
+versions that are asked in turn would copy before every batch. What it costs is one more copy of the weights in memory,
+and what it saves is a pool and a capture for each further version.
+
 Streams and ordering. Copying in, computing and copying out have a stream each, of high priority, that all versions of a
 device share; events order them, and the calling thread waits for the last event alone, never for the whole device.
 Batches run one after the other: the compute thread has one at a time, and waits for its answer. So there is one
 staged buffer, and nothing overlaps yet; two would let the columns of a batch run beside the batch before, once the
 engine asks for that. Replays are on one stream, so no two graphs of a pool run at once. Staging warms and captures on a
-stream of its own, of low priority.
+stream of its own, of low priority. Since every batch is waited for, no copy reads weights of a version that was let go.
 
-Memory. The graphs of a version share a pool, captured largest first, so that the smaller ones fit into what the largest
-has freed. Versions do not share one: a pool is given back when its last graph goes. Capturing is kept from using a
-cuBLAS workspace that graphs of another version, or the warming of the next, use on another stream. Garbage is not
-collected while capturing: destroying another version's graph then would end the capture.
+Memory. The graphs of a set share a pool, captured largest first, so that the smaller ones fit into what the largest
+has freed. Sets do not share one: a pool is given back when the last version goes that uses it. Capturing is kept from
+using a cuBLAS workspace that graphs of another set, or the warming of the next, use on another stream. Garbage is not
+collected while capturing: destroying another set's graph then would end the capture.
 
 What cannot be captured (a model that looks at its values on the host, say) or does not agree with the eager pass on
 made-up rows, also with padding behind them, runs eagerly, and the reason is told (runner.py). A lower precision and
@@ -31,162 +43,177 @@ tolerance.
 
 from __future__ import annotations
 
-import copy
 import threading
+import weakref
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from trimtab.models.architectures import Forward, Network
-from trimtab.models.compiling import example_of
-from trimtab.models.errors import ModelError
-from trimtab.models.faults import is_fault, is_out_of_memory, let_go
+from trimtab.models.architectures import Forward
 from trimtab.models.flat import Flat
 from trimtab.models.machine import Machine, Work
-from trimtab.models.staging import Bucket, bucket_for, bucket_sizes, buffer_bytes
-from trimtab.models.version import LoadedVersion
+from trimtab.models.staging import Bucket, bucket_for, bucket_sizes
 
-__all__ = ["TOLERANCE", "GraphError", "GraphedRun", "graph_version"]
+__all__ = ["GraphedRun", "HostColumns", "Intake", "Slot"]
 
-TOLERANCE = {"fp32": 1e-4, "fp16": 4e-3, "bf16": 3e-2}
-"""How far a prediction may be from the eager one in fp32, absolutely (in units of the target's scale) plus relatively:
-fp32 sums in another order; the others some eight roundings of the dtype's own (2^-11, 2^-8)."""
-_DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
+Inputs = Callable[[], tuple[Tensor, Tensor]]
 
 
-class GraphError(ModelError):
-    """A version cannot run by graphs; the message says why."""
+class Slot(Protocol):
+    """Where the host writes the batches of one bucket."""
+
+    def open(self, n: int) -> tuple[Any, ...]:
+        """What n rows are to be written to."""
+        ...
+
+    def close(self, n: int) -> None:
+        """They have been: writes the header, and what is behind them."""
+        ...
+
+
+class Intake(Protocol):
+    """What of a batch goes to the device, and how features and ids are made of it there."""
+
+    def size(self, rows: int) -> int:
+        """Bytes of a bucket's staged buffer."""
+        ...
+
+    def slot(self, host: Tensor, rows: int) -> Slot:
+        """The bucket of so many rows in the staged buffer uint8 [size] on the host."""
+        ...
+
+    def inputs(self, device: Tensor, rows: int) -> Inputs:
+        """What a graph does with the staged buffer uint8 [size] on the device: features f32[rows, F] and ids
+        i64[rows, C] there."""
+        ...
 
 
 class GraphedRun:
-    """Predictions by graphs. Any thread; one batch at a time."""
+    """Predictions by one set of graphs, which several versions may share. Any thread; one batch at a time."""
 
-    def __init__(self, forward: Forward, features: int, ids: int, outputs: int, most: int, machine: Machine) -> None:
-        """`forward`: predictions f32[n, outputs] of features f32[n, F] and ids i64[n, C] on the machine's device. For
-        batches of up to `most` rows. Raises whatever `forward` or capturing raises."""
+    def __init__(
+        self,
+        forward: Forward,
+        intake: Intake,
+        outputs: int,
+        most: int,
+        machine: Machine,
+        *,
+        weights: Flat | None = None,
+        resident: Flat | None = None,
+    ) -> None:
+        """`forward`: predictions f32[n, outputs] of features f32[n, F] and ids i64[n, C] on the machine's device, by
+        `weights` if they are to be replaced by those of other versions; they are a copy of `resident` now. For batches
+        of up to `most` rows. Raises whatever `forward` or capturing raises."""
         self.most = most
+        self.intake = intake
         self._machine = machine
         self._lock = threading.Lock()
-        whole = Bucket(most, features, ids)
-        self._host_in, self._inputs = machine.host(whole.size), machine.memory(whole.size)
+        self._weights = weights
+        self._resident = _weak(resident)
+        sizes = bucket_sizes(most)
+        self._sizes = {rows: intake.size(rows) for rows in sizes}
+        whole = max(self._sizes.values())
+        self._host_in, self._inputs = machine.host(whole), machine.memory(whole)
         self._host_in.zero_()
         host_out, outputs_at = machine.host(most * outputs * 4), machine.memory(most * outputs * 4)
         self._host_out = host_out.view(torch.float32).view(most, outputs)
         self._outputs = outputs_at.view(torch.float32).view(most, outputs)
-        self._buckets = {rows: Bucket(rows, features, ids) for rows in bucket_sizes(most)}
         with torch.inference_mode():
-            replays, pool = machine.capture([self._work(forward, bucket) for bucket in self._buckets.values()])
-        self._replays = dict(zip(self._buckets, replays, strict=True))
-        self._staged = {
-            rows: tuple(part.numpy() for part in _parts(self._host_in, bucket))
-            for rows, bucket in self._buckets.items()
-        }
-        self.bytes = buffer_bytes(most, features, ids, outputs) + pool
-        """On the device: static buffers and the graphs' pool; `graph_version` adds a copy of the weights."""
+            replays, pool = machine.capture([self._work(forward, rows) for rows in sizes])
+        self._replays = dict(zip(sizes, replays, strict=True))
+        self._slots = {rows: intake.slot(self._host_in, rows) for rows in sizes}
+        self.renewals = 0
+        """How often weights were copied over those of the batch before."""
+        copied = 0 if weights is None else weights.layout.size
+        self.bytes = whole + most * outputs * 4 + pool + copied
+        """On the device: static buffers, the graphs' pool, and weights of its own."""
 
     def holds(self, n: int) -> bool:
         """Whether there is a graph for so many rows."""
         return 1 <= n <= self.most
 
-    def predict(self, n: int, write: Callable[[NDArray[np.float32], NDArray[np.int64]], object]) -> NDArray[np.float32]:
-        """float32 [n, K] predictions of the rows that `write` writes into features f32[n, F] and ids i64[n, C], every
-        value of them. Raises ValueError where there is no graph for n rows, and whatever `write` raises."""
+    def predict(self, n: int, write: Callable[..., object], weights: Flat | None = None) -> NDArray[np.float32]:
+        """float32 [n, K] predictions of the rows that `write` writes where the intake's slot says (HostColumns:
+        features f32[n, F] and ids i64[n, C]), every value of them; by these weights, or those that are there.
+
+        Raises ValueError where there is no graph for n rows, FlatError for weights of another layout, and whatever
+        `write` raises."""
         rows = bucket_for(n, self.most)
         with self._lock:
-            header, features, ids = self._staged[rows]
-            write(features[:n], ids[:n])
-            header[0] = n
-            if n < rows:
-                features[n:] = 0.0
-                ids[n:] = 0
-            given = [(self._inputs[: self._buckets[rows].size], self._host_in[: self._buckets[rows].size])]
-            self._machine.serve(given, self._replays[rows], [(self._host_out[:n], self._outputs[:n])])
+            slot = self._slots[rows]
+            write(*slot.open(n))
+            slot.close(n)
+            given = [(self._inputs[: self._sizes[rows]], self._host_in[: self._sizes[rows]])]
+            self._machine.serve(
+                given, self._renewed(weights, self._replays[rows]), [(self._host_out[:n], self._outputs[:n])]
+            )
             # A copy: the next batch overwrites it, and the rows of this one are still to be kept.
             predictions: NDArray[np.float32] = self._host_out[:n].numpy().copy()
             return predictions
 
-    def _work(self, forward: Forward, bucket: Bucket) -> Work:
-        _, features, ids = _parts(self._inputs, bucket)
-        into = self._outputs[: bucket.rows]
+    def _renewed(self, weights: Flat | None, replay: Work) -> Work:
+        """The replay, after a copy of the weights where others are there."""
+        mine = self._weights
+        if mine is None or weights is None or weights is self._resident():
+            return replay
+
+        def renewed() -> None:
+            # Until the copy is done the graphs' weights are nobody's.
+            self._resident = _weak(None)
+            mine.copy_from(weights, non_blocking=True)
+            self._resident = _weak(weights)
+            self.renewals += 1
+            replay()
+
+        return renewed
+
+    def _work(self, forward: Forward, rows: int) -> Work:
+        inputs = self.intake.inputs(self._inputs, rows)
+        into = self._outputs[:rows]
 
         def work() -> None:
-            into.copy_(forward(features, ids))
+            into.copy_(forward(*inputs()))
 
         return work
 
 
-def graph_version(
-    version: LoadedVersion,
-    most: int,
-    machine: Machine,
-    *,
-    precision: str = "fp32",
-    compiled: bool = False,
-) -> GraphedRun:
-    """The version's forward pass as graphs for batches of up to `most` rows, checked against the eager one. Takes as
-    long as capturing does, and compiling if that is asked for. Raises GraphError with the reason where it cannot run
-    so, and what breaks the device as it is."""
-    try:
-        made, copied = _pass(version, precision, compiled)
-        program = version.program
-        width = version.task.width
-        run = GraphedRun(made, program.n_features, len(program.id_sizes), width, most, machine)
-        run.bytes += copied
-        _check(version, run, most, TOLERANCE[precision])
-    except GraphError:
-        raise
-    except Exception as error:
-        if is_fault(error):
-            raise
-        if is_out_of_memory(error):
-            let_go()
-            raise GraphError(f"there is no memory left for its graphs: {_first_line(error)}") from error
-        raise GraphError(f"it cannot be captured: {type(error).__name__}: {_first_line(error)}") from error
-    return run
+class HostColumns:
+    """The intake of features and ids that the host has made (staging.Bucket)."""
+
+    def __init__(self, features: int, ids: int) -> None:
+        """Values a row."""
+        self.features, self.ids = features, ids
+
+    def size(self, rows: int) -> int:
+        """See Intake."""
+        return Bucket(rows, self.features, self.ids).size
+
+    def slot(self, host: Tensor, rows: int) -> Slot:
+        """See Intake."""
+        return _HostSlot(_parts(host, Bucket(rows, self.features, self.ids)))
+
+    def inputs(self, device: Tensor, rows: int) -> Inputs:
+        """See Intake."""
+        _, features, ids = _parts(device, Bucket(rows, self.features, self.ids))
+        return lambda: (features, ids)
 
 
-def _pass(version: LoadedVersion, precision: str, compiled: bool) -> tuple[Forward, int]:
-    """Features and ids to predictions; and the bytes of the weights' copy, where it works on one."""
-    module, predict = version.module, version.task.predict
-    forward, copied = (module.forward_of(), 0) if precision == "fp32" else _lowered(module, _DTYPES[precision])
+class _HostSlot:
+    def __init__(self, parts: tuple[Tensor, Tensor, Tensor]) -> None:
+        self._header, self._features, self._ids = (part.numpy() for part in parts)
 
-    def whole(features: Tensor, ids: Tensor) -> Tensor:
-        return predict(forward(features, ids))
+    def open(self, n: int) -> tuple[Any, ...]:
+        return self._features[:n], self._ids[:n]
 
-    # Sizes are unknown to the compiler: one for each bucket would be as many compilations.
-    made: Forward = torch.compile(whole, dynamic=True, fullgraph=True) if compiled else whole
-    return made, copied
-
-
-def _lowered(module: Network, dtype: torch.dtype) -> tuple[Forward, int]:
-    """The forward pass by a copy of the weights in that dtype, and the copy's bytes; logits in float32 again."""
-    lower = copy.deepcopy(module).to(dtype)
-    # A deep copy of a view holds a copy of all that it is a view of.
-    flat = Flat.adopt(lower)
-    forward = lower.forward_of()
-    return lambda features, ids: forward(features.to(dtype), ids).float(), flat.layout.size
-
-
-def _check(version: LoadedVersion, run: GraphedRun, most: int, tolerance: float) -> None:
-    """Full buckets, then buckets with padding."""
-    sizes = bucket_sizes(most)
-    for n in [*sizes, *sorted({size // 2 + 1 for size in sizes} - set(sizes))]:
-        features, ids = example_of(version, n)
-        with torch.inference_mode():
-            expected = version.run_eagerly(features.to(version.device), ids.to(version.device)).cpu().numpy()
-
-        def write(to_features: NDArray[Any], to_ids: NDArray[Any], x: Tensor = features, i: Tensor = ids) -> None:
-            to_features[:], to_ids[:] = x.numpy(), i.numpy()
-
-        found = run.predict(n, write)
-        if found.shape != expected.shape:
-            raise GraphError(f"{n} rows give {list(found.shape)} by graph, not {list(expected.shape)}")
-        near = tolerance * max(1.0, abs(version.task.scale))
-        if not np.allclose(found, expected, rtol=tolerance, atol=near, equal_nan=True):
-            raise GraphError(f"predictions on {n} made-up rows differ by more than {tolerance:g} from the eager ones")
+    def close(self, n: int) -> None:
+        self._header[0] = n
+        if n < len(self._features):
+            self._features[n:] = 0.0
+            self._ids[n:] = 0
 
 
 def _parts(data: Tensor, bucket: Bucket) -> tuple[Tensor, Tensor, Tensor]:
@@ -197,5 +224,6 @@ def _parts(data: Tensor, bucket: Bucket) -> tuple[Tensor, Tensor, Tensor]:
     return header, features.view(bucket.rows, bucket.features), ids.view(bucket.rows, bucket.ids)
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or ["no reason was given"])[0][:300]
+def _weak(flat: Flat | None) -> Callable[[], Flat | None]:
+    """The buffer while it lives: what is let go elsewhere is not to be kept on the device here."""
+    return (lambda: None) if flat is None else weakref.ref(flat)

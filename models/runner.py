@@ -2,7 +2,7 @@
 compiled package. On a GPU: by CUDA graphs (graphs.py), of torch's operations or of what torch.compile makes of them.
 
 `[[model]] run` chooses, and `precision` on a GPU. What was asked for and does not work out is tried with less, to the
-eager pass in the end (`ways`), and the reason is told.
+eager pass in the end (`ways`), and the reason is told. `graphs` says whether versions share them.
 
 The rest is about the CPU. Measured (docs/serving.md, benchmarks/model_cpu.py): what there is to gain over torch's
 operations one by one, once nn.Module's way of calling is out of the way (Network.forward_of), comes from weights laid
@@ -33,11 +33,12 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from weakref import WeakValueDictionary
 
 import torch
+from trimtab.models.capturing import GraphError, Known, graph_version
 from trimtab.models.compiling import example_of
 from trimtab.models.errors import ModelError
-from trimtab.models.graphs import GraphError, graph_version
 from trimtab.models.loading import Loader, Version
 from trimtab.models.machine import CudaMachine, Machine
 from trimtab.models.tensor_graphs import use_graphs
@@ -128,6 +129,9 @@ def ways(run: str, precision: str) -> list[tuple[str, bool]]:
 
 
 def _on_gpu(load: Loader, settings: ModelSettings, most: int, tell: Callable[[int, str], None]) -> Loader:
+    # Graphs live as long as a version that runs by them.
+    known: Known | None = WeakValueDictionary() if settings.graphs == "shared" else None
+
     def graphed(number: int) -> Version:
         version = load(number)
         if isinstance(version, TensorVersion):
@@ -139,12 +143,15 @@ def _on_gpu(load: Loader, settings: ModelSettings, most: int, tell: Callable[[in
             began = time.monotonic()
             how = f"by graphs in {precision}{', compiled' if compiled else ''}"
             try:
-                run = graph_version(version, most, _machine(version.device), precision=precision, compiled=compiled)
+                machine = _machine(version.device)
+                run = graph_version(version, most, machine, precision=precision, compiled=compiled, known=known)
             except GraphError as error:
                 reasons.append(f"not {how}: {error}")
                 continue
             version.use_staged(run)
-            took = f"{run.bytes:,} bytes, capturing and checking took {time.monotonic() - began:.1f} s"
+            kind = "its own" if run.shared is None else "shared"
+            taken = f"{run.graphs.bytes:,} bytes, {kind}"
+            took = f"{taken}, capturing and checking took {time.monotonic() - began:.1f} s"
             message = f"version {number} runs {how} ({took}){''.join(f'; {reason}' for reason in reasons)}"
             if reasons or compiled or precision != "fp32":
                 tell(number, message)

@@ -41,7 +41,9 @@ from trimtab.store.versions import VersionStore
 
 __all__ = [
     "LoadedVersion",
+    "Shared",
     "StagedRun",
+    "Write",
     "architecture_of",
     "load_version",
     "loaded",
@@ -57,16 +59,32 @@ SCORES = "scores.json"
 """What predictions cost on labelled rows (kernels/estimate.py); a version may lack it."""
 
 
+class Shared(Protocol):
+    """What several versions serve by."""
+
+    bytes: int
+    """Of memory on the device."""
+
+
 class StagedRun(Protocol):
-    """Predictions of rows that are written into its own buffers; see graphs.GraphedRun."""
+    """What makes predictions of rows that are written where it says: graphs (capturing.py)."""
 
     @property
     def bytes(self) -> int:
-        """What it takes of the device's memory."""
+        """Of memory on the device, of its own; without the version's weights."""
+        ...
+
+    @property
+    def shared(self) -> Shared | None:
+        """What other versions serve by, too; None: nothing."""
         ...
 
     def holds(self, n: int) -> bool:
         """Whether it takes so many rows."""
+        ...
+
+    def bucket(self, n: int) -> int:
+        """Batches of as many rows as this are run as those of n are."""
         ...
 
     def predict(self, n: int, write: Write) -> NDArray[np.float32]:
@@ -153,10 +171,13 @@ class LoadedVersion:
         self._executor.sum_jointly(slab, taken, sketch)  # type: ignore[attr-defined]
 
     def warm(self, batch_sizes: Sequence[int]) -> None:
-        """Runs each batch size once, on rows of missing values. Raises VersionUnfit where a prediction is not
-        finite."""
+        """Runs each batch size once, or one of those that are run alike, on rows of missing values. Raises VersionUnfit
+        where a prediction is not finite."""
         if self.program.sketch.joint is not None:
             _ = self.program.sketch.phases  # made once, and not on the compute thread
+        staged: StagedRun | None = self._staged  # type: ignore[attr-defined]
+        if staged is not None:
+            batch_sizes = sorted({staged.bucket(rows) if staged.holds(rows) else rows for rows in batch_sizes})
         for rows in batch_sizes:
             predictions = self.predict(missing_rows(self.program, rows))
             if not np.isfinite(predictions).all():
@@ -164,11 +185,17 @@ class LoadedVersion:
 
     @property
     def bytes(self) -> int:
-        """Size in memory: of the weights, and of the graphs with their buffers."""
+        """Size in memory: of the weights, and of graphs with their buffers; without `shared`."""
         copies: int = self._copies  # type: ignore[attr-defined]
         staged: StagedRun | None = self._staged  # type: ignore[attr-defined]
         weights = self.module.size() if self.flat is None else self.flat.layout.size
         return weights * copies + (0 if staged is None else staged.bytes)
+
+    @property
+    def shared(self) -> Shared | None:
+        """What it serves by together with other versions; None: nothing."""
+        staged: StagedRun | None = self._staged  # type: ignore[attr-defined]
+        return None if staged is None else staged.shared
 
 
 def missing_rows(program: ColumnProgram, rows: int) -> Slab:

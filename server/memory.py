@@ -1,18 +1,20 @@
 """How much memory the loaded versions of all models take, and the bound on it ([server] max_model_bytes).
 
 Counted are weights and buffers, by the size of their file before they are loaded and by the module afterwards; what a
-forward pass needs for a moment is not. A version is reserved before it is loaded, so that versions which load at the
-same time cannot exceed the bound together.
+forward pass needs for a moment is not. What several versions of a model share is counted with the first of them. A
+version is reserved before it is loaded, so that versions which load at the same time cannot exceed the bound together.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Collection
+from collections.abc import Mapping
 
+from trimtab.models.loading import Version
+from trimtab.models.version import LoadedVersion, Shared
 from trimtab.server.errors import NoRoom
 
-__all__ = ["ModelMemory"]
+__all__ = ["ModelMemory", "sizes_of"]
 
 
 class ModelMemory:
@@ -36,11 +38,10 @@ class ModelMemory:
                 )
             sizes[number] = size
 
-    def keep(self, model: str, numbers: Collection[int]) -> None:
-        """Counts these versions of the model only."""
+    def keep(self, model: str, sizes: Mapping[int, int]) -> None:
+        """Counts these versions of the model only, of which all were reserved, with so many bytes."""
         with self._lock:
-            kept = {number: size for number, size in self._sizes.get(model, {}).items() if number in numbers}
-            self._sizes[model] = kept
+            self._sizes[model] = dict(sizes)
 
     def release(self, model: str, number: int) -> None:
         """Counts the version no more."""
@@ -68,3 +69,16 @@ class ModelMemory:
             if set(sizes) - ({number} if name == model else set())
         ]
         return "versions of " + ", ".join(others) if others else "nothing"
+
+
+def sizes_of(versions: Mapping[int, Version]) -> dict[int, int]:
+    """Bytes of each of a model's versions, by number: its own, and those of what it is the first to share."""
+    seen: list[Shared] = []
+    sizes: dict[int, int] = {}
+    for number, version in sorted(versions.items()):
+        sizes[number] = version.bytes
+        shared = version.shared if isinstance(version, LoadedVersion) else None
+        if shared is not None and not any(shared is one for one in seen):
+            seen.append(shared)
+            sizes[number] += shared.bytes
+    return sizes

@@ -32,7 +32,7 @@ from trimtab.server.choosing import aliases, check_alias, others, wanted
 from trimtab.server.engine import Engine
 from trimtab.server.errors import DeviceLost, InvalidRequest, NoRoom, ServerError, StartError, Unfit
 from trimtab.server.events import EventBus
-from trimtab.server.memory import ModelMemory
+from trimtab.server.memory import ModelMemory, sizes_of
 from trimtab.server.probe import Latency, batch_sizes, check_finite, check_like, measure
 from trimtab.store.errors import StoreError, VersionDamaged, VersionUnknown
 from trimtab.store.live import Live, LiveStore
@@ -135,7 +135,7 @@ class Swap:
         """Waits for what is under way, and counts no memory any more."""
         self._stager.shutdown(cancel_futures=True)
         self._flipper.shutdown(cancel_futures=True)
-        self._memory.keep(self.engine.name, ())
+        self._memory.keep(self.engine.name, {})
 
     # --- what the lifecycle asks for, on the loop
 
@@ -371,7 +371,7 @@ class Swap:
         self._known = {number: version for number, version in self._known.items() if number in keep}
         names = aliases(self._current, list(self._staged), self._known)
         self.engine.install(self._known[self._current.live], self._known, names)
-        self._memory.keep(self.engine.name, self._known)
+        self._memory.keep(self.engine.name, sizes_of(self._known))
 
     def _load_reserved(self, number: int) -> Version:
         """Loads a version within the bound on memory. Raises NoRoom, VersionUnfit."""
@@ -384,7 +384,9 @@ class Swap:
         try:
             with self._no_verdict(number):
                 version = self._load_version(number)
-            self._memory.reserve(name, number, version.bytes)
+            together = {**self._known, number: version}
+            grown = sum(sizes_of(together).values()) - sum(sizes_of(self._known).values())
+            self._memory.reserve(name, number, grown)
         except BaseException:
             self._memory.release(name, number)
             raise

@@ -545,6 +545,10 @@ class ModelSettings(Settings):
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Of the forward pass on a GPU; weights stay fp32 on disk and in training. A version whose predictions then differ
     too much (bf16: 3 %, fp16: 0.4 %) runs in fp32, and an event says so."""
+    graphs: Literal["shared", "own"] = "shared"
+    """On a GPU. "shared": versions of one shape have one set of CUDA graphs, and a batch of another version than the
+    one before copies that version's weights over first; a swap costs one such copy. "own": each version has its own
+    set; better where requests ask for two versions by turns all the time."""
     load: bool = True
     """Load the model when the server starts; otherwise only when it is asked for."""
     classes: tuple[Scalar, ...] = ()

@@ -17,6 +17,7 @@ from trimtab.protos.v1 import inference_pb2 as pb
 from trimtab.server.engine import Engine
 from trimtab.server.errors import NotFound
 from trimtab.server.local_calls import LocalCalls
+from trimtab.server.memory import sizes_of
 from trimtab.server.served import Registry
 from trimtab.server.servicers.log_settings import LogControl
 from trimtab.server.servicers.model_control import ModelControl
@@ -299,8 +300,14 @@ def _statistics(name: str, number: int, counts: VersionCounts, loaded: Version |
             )
             for rows, size in sizes
         ],
-        memory_usage=[pb.MemoryUsage(type=loaded.device.type.upper(), byte_size=loaded.bytes)] if loaded else [],
+        memory_usage=[_memory_of(loaded)] if loaded else [],
     )
+
+
+def _memory_of(version: Version) -> pb.MemoryUsage:
+    """What it needs, that which it shares with other versions included."""
+    (size,) = sizes_of({version.number: version}).values()
+    return pb.MemoryUsage(type=version.device.type.upper(), byte_size=size)
 
 
 def _duration(stage: Stage) -> pb.StatisticDuration:

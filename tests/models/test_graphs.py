@@ -18,9 +18,9 @@ from trimtab.kernels.sketch import Sketch
 from trimtab.kernels.slabs import slab_from_arrow
 from trimtab.models import runner
 from trimtab.models.architectures import build
+from trimtab.models.capturing import TOLERANCE, GraphError, VersionRun, graph_version
 from trimtab.models.compiling import example_of
 from trimtab.models.flat import Flat
-from trimtab.models.graphs import TOLERANCE, GraphedRun, GraphError, graph_version
 from trimtab.models.loading import Loader, Version
 from trimtab.models.machine import CudaMachine, Machine
 from trimtab.models.runner import running, ways
@@ -143,6 +143,7 @@ def test_memory_is_counted() -> None:
     before = version.bytes
     run = graph_version(version, 64, on)
     version.use_staged(run)
+    assert run.shared is None
     assert run.bytes == sum(on.allocated) + PretendMachine.POOL
     assert version.bytes == before + run.bytes
     assert on.captured == 7  # 64, 32, ..., 1
@@ -192,7 +193,7 @@ def test_a_failure_while_writing_leaves_the_next_batch_right() -> None:
 
 
 @cache
-def small() -> tuple[LoadedVersion, GraphedRun]:
+def small() -> tuple[LoadedVersion, VersionRun]:
     version, on = version_on("pretend", BINARY, LINEAR)
     return version, graph_version(version, 16, on)
 
@@ -365,8 +366,8 @@ def served(
     return told
 
 
-def staged_of(version: LoadedVersion) -> GraphedRun | None:
-    found: GraphedRun | None = version._staged  # type: ignore[attr-defined]
+def staged_of(version: LoadedVersion) -> VersionRun | None:
+    found: VersionRun | None = version._staged  # type: ignore[attr-defined]
     return found
 
 
@@ -435,7 +436,7 @@ def test_graphs_of_several_versions_while_others_are_captured() -> None:
     run = graph_version(version, 64, on)
     features, ids = example_of(version, 64)
     expected = run.predict(64, filled(features, ids))
-    others: list[GraphedRun] = []
+    others: list[VersionRun] = []
     done, failures = threading.Event(), list[BaseException]()
 
     def capture() -> None:

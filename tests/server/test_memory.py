@@ -34,7 +34,7 @@ def test_what_is_let_go_makes_room() -> None:
     memory.reserve("a", 2, 40)
     with pytest.raises(NoRoom, match=r"100 of \[server\] max_model_bytes = 100 are taken by versions of 'a' \[1, 2\]"):
         memory.reserve("b", 1, 1)
-    memory.keep("a", [2])
+    memory.keep("a", {2: 40})
     memory.reserve("b", 1, 60)
     memory.release("b", 1)
     memory.release("b", 7)
