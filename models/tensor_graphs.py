@@ -39,9 +39,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from trimtab.models.capturing import TOLERANCE, GraphError
 from trimtab.models.errors import ModelError
 from trimtab.models.faults import is_fault, is_out_of_memory, let_go
-from trimtab.models.graphs import TOLERANCE, GraphError
+from trimtab.models.flat import Flat
 from trimtab.models.machine import Machine, Work
 from trimtab.models.staging import bucket_for, bucket_sizes, most_within, offsets
 from trimtab.models.tensor_trials import check, padding_of
@@ -223,6 +224,8 @@ def _lowered(version: TensorVersion, dtype: torch.dtype) -> tuple[Callable[..., 
     """As `run_eagerly`, by a copy of the module in that dtype, and the copy's bytes. What it is given in float32 is
     lowered, and what it gives in that dtype is float32 again."""
     lower = copy.deepcopy(version.module).to(dtype)
+    # A deep copy of a view holds a copy of all that it is a view of; adopted, it holds what it needs.
+    flat = Flat.adopt(lower)
     other = TensorVersion(
         version.number,
         version.weights,
@@ -232,7 +235,7 @@ def _lowered(version: TensorVersion, dtype: torch.dtype) -> tuple[Callable[..., 
         _Lowered(lower, dtype),
         version.device,
     )
-    return other.run_eagerly, other.bytes
+    return other.run_eagerly, flat.layout.size
 
 
 class _Lowered(torch.nn.Module):

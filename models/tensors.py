@@ -29,6 +29,7 @@ from trimtab._native import TensorSchema, TensorSlab
 from trimtab.models.code import checked_bytes, load_entry
 from trimtab.models.entry import Definition, TensorShape
 from trimtab.models.errors import CodeError, ModelError, VersionUnfit
+from trimtab.models.flat import Flat, flat_on
 from trimtab.store.errors import StoreError
 from trimtab.store.manifest import WEIGHTS, Manifest
 from trimtab.store.settings import ModelSettings
@@ -149,10 +150,13 @@ class TensorVersion:
     definition: Definition
     module: nn.Module
     device: torch.device
+    flat: Flat | None = None
+    """The buffer that the module's tensors lie in, where they lie in one."""
+    asleep: bool = field(init=False, default=False)
+    """Its weights are not where it computes (sleeping.py): it cannot run."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "_run", self.run_eagerly)
-        object.__setattr__(self, "_staged", None)
+        self.use_module()
 
     @property
     def schema(self) -> TensorSchema:
@@ -166,7 +170,9 @@ class TensorVersion:
 
     @property
     def bytes(self) -> int:
-        """Size in memory: of the weights and buffers, and of the graphs with theirs."""
+        """Size in memory: of the weights and buffers, and of the graphs with theirs. 0 while it is asleep."""
+        if self.asleep:
+            return 0
         tensors = [*self.module.parameters(), *self.module.buffers()]
         staged: TensorRun | None = self._staged  # type: ignore[attr-defined]
         weights = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
@@ -224,6 +230,11 @@ class TensorVersion:
     def use(self, run: Callable[..., list[Any]]) -> None:
         """Has `run` make the outputs of the module's arguments, in place of the module. Before the version serves."""
         object.__setattr__(self, "_run", run)
+
+    def use_module(self) -> None:
+        """Has the module make the outputs again; what did so in its place is let go."""
+        object.__setattr__(self, "_run", self.run_eagerly)
+        object.__setattr__(self, "_staged", None)
 
     def use_staged(self, run: TensorRun) -> None:
         """Has `run` make the outputs of as many rows as it takes, in place of the module. Before the version serves."""
@@ -308,8 +319,9 @@ def load_tensor_version(
     place = torch.device(device)
     with contextlib.suppress(NotImplementedError):  # exported programs have no modes
         module.eval()
-    module.requires_grad_(False).to(place)
-    version = TensorVersion(number, manifest.weights, manifest, source, definition, module, place)
+    module.requires_grad_(False)
+    flat = flat_on(module, place)
+    version = TensorVersion(number, manifest.weights, manifest, source, definition, module, place, flat)
     version.warm([1])
     return version
 

@@ -38,10 +38,21 @@ class ModelMemory:
                 )
             sizes[number] = size
 
+    def lacking(self, model: str, number: int, size: int) -> int:
+        """How many bytes too many are taken for the version to be reserved with that size; 0: it fits."""
+        with self._lock:
+            used = self._used() - self._sizes.get(model, {}).get(number, 0)
+            return max(0, used + size - self.limit) if self.limit else 0
+
     def keep(self, model: str, sizes: Mapping[int, int]) -> None:
         """Counts these versions of the model only, of which all were reserved, with so many bytes."""
         with self._lock:
             self._sizes[model] = dict(sizes)
+
+    def count(self, model: str, sizes: Mapping[int, int]) -> None:
+        """Counts these versions of the model with so many bytes, and its others as before."""
+        with self._lock:
+            self._sizes.setdefault(model, {}).update(sizes)
 
     def release(self, model: str, number: int) -> None:
         """Counts the version no more."""

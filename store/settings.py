@@ -551,6 +551,9 @@ class ModelSettings(Settings):
     set; better where requests ask for two versions by turns all the time."""
     load: bool = True
     """Load the model when the server starts; otherwise only when it is asked for."""
+    idle_seconds: Annotated[float, Field(ge=0.0)] = 0.0
+    """After so many seconds without a request a version falls asleep: its weights leave the device for the host's
+    memory (GPU), or memory altogether (CPU). The next request wakes it, and waits for that. 0: never."""
     classes: tuple[Scalar, ...] = ()
     """Label values of a classifier, in the order of its outputs."""
     positive: Scalar = ""

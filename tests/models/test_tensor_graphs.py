@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from trimtab._native import TensorSlab
 from trimtab.models import runner
-from trimtab.models.graphs import GraphError
+from trimtab.models.capturing import GraphError
 from trimtab.models.machine import CudaMachine, Machine
 from trimtab.models.publishing import publish_first
 from trimtab.models.runner import running
