@@ -82,11 +82,10 @@ class Sleepers(threading.local):
 def _hand_over(fresh: nn.Module, asleep: nn.Module) -> None:
     given, taken = _tensors(fresh), _tensors(asleep)
     for name, tensor in taken.items():
-        tensor.data = given[name].data
+        # In exchange: whatever holds the fresh module for a while is not to hold weights.
+        tensor.data, given[name].data = given[name].data, tensor.data
 
 
 def _tensors(module: nn.Module) -> dict[str, torch.Tensor]:
-    return {
-        **dict(module.named_parameters(remove_duplicate=False)),
-        **dict(module.named_buffers(remove_duplicate=False)),
-    }
+    """Each once, by the first of its names."""
+    return {**dict(module.named_parameters()), **dict(module.named_buffers())}

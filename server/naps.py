@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 
 from trimtab.models.loading import Version
 from trimtab.models.sleeping import Sleepers
@@ -35,10 +35,10 @@ class Naps:
         *,
         load: Callable[[int], Version],
         known: Callable[[], Mapping[int, Version]],
-        serving: Callable[[], Collection[int]],
+        live: Callable[[], int],
     ) -> None:
         """`load` loads a version by way of `sleepers`, and tries it; `known`: what is loaded, by number;
-        `serving`: the live version and the candidate staged last."""
+        `live`: the live one's number."""
         self.name = engine.name
         self.seconds = Distribution(LATENCY_BOUNDS)
         """From the decision to wake a version to when it answers again."""
@@ -50,7 +50,7 @@ class Naps:
         self._sleepers = sleepers
         self._load = load
         self._known = known
-        self._serving = serving
+        self._live = live
         self._lock = threading.RLock()
         self._since: dict[int, float] = {}
         self._sizes: dict[int, int] = {}
@@ -74,14 +74,14 @@ class Naps:
 
     def uses(self) -> list[Use]:
         """See Sleepy."""
-        known, serving, seconds = self._known(), self._serving(), self._engine.settings.idle_seconds
+        known, live, seconds = self._known(), self._live(), self._engine.settings.idle_seconds
         return [
             Use(
                 self.name,
                 number,
                 _freed(known, number),
                 max(self._since.get(number, 0.0), self._engine.used(number)),
-                number not in serving,
+                number != live,
                 seconds,
             )
             for number, version in known.items()

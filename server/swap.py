@@ -117,7 +117,7 @@ class Swap:
             sleepers,
             load=self._wake,
             known=lambda: self._known,
-            serving=lambda: {self._current.live, *list(self._staged)[-1:]},
+            live=lambda: self._current.live,
         )
         engine.on_wanted = self._wanted
 

@@ -18,7 +18,7 @@ from trimtab.models.capturing import VersionRun
 from trimtab.models.errors import VersionUnfit
 from trimtab.models.flat import Flat
 from trimtab.models.loading import Version
-from trimtab.models.publishing import publish_weights
+from trimtab.models.publishing import publish_first, publish_weights
 from trimtab.models.runner import running
 from trimtab.models.sleeping import Sleepers
 from trimtab.models.tensors import TensorSource, TensorVersion, load_tensor_version
@@ -29,7 +29,7 @@ from trimtab.store.versions import VersionStore
 from .machines import PretendMachine
 from .programs import make_rows
 from .test_graphs import version_on
-from .test_tensor_graphs import ENTRY, TENSORS, inputs_of
+from .test_tensor_graphs import ENTRY, ONE, TENSORS, inputs_of
 from .test_tensors import project
 
 MACHINES = ["pretend", pytest.param("cuda", marks=pytest.mark.gpu)]
@@ -141,9 +141,12 @@ def test_without_a_device_of_its_own_a_version_is_freed_and_loaded_again(tmp_pat
     store, source = published(tmp_path), source_of(tmp_path)
     loads: list[int] = []
 
+    loaded: list[Version] = []
+
     def load(number: int) -> Version:
         loads.append(number)
-        return load_tensor_version(store, number, source)
+        loaded.append(load_tensor_version(store, number, source))
+        return loaded[-1]
 
     sleepers = Sleepers(load)
     version = sleepers(1)
@@ -155,8 +158,36 @@ def test_without_a_device_of_its_own_a_version_is_freed_and_loaded_again(tmp_pat
     assert version.bytes == 0
     sleepers.wake(version, sleepers)
     assert (version.asleep, version.bytes, loads) == (False, size, [1, 1])
+    # What was loaded for it holds no weights, so that they go when it sleeps again.
+    assert sum(p.numel() for p in loaded[1].module.parameters()) == 0
+    sleepers.put(version)
+    sleepers.wake(version, sleepers)
     for found, wanted in zip(version.call(inputs, 5), expected, strict=True):
         np.testing.assert_array_equal(found, wanted)
+
+
+def test_tied_weights_come_back_tied(tmp_path: Path) -> None:
+    code = """
+import torch
+from torch import nn
+class Model(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.one, self.two = nn.Linear(3, 3), nn.Linear(3, 3)
+        self.two.weight = self.one.weight
+        self.register_buffer("a", torch.ones(3))
+        self.register_buffer("b", self.a)
+    def forward(self, x):
+        return self.two(self.one(x)) + self.a * self.b
+"""
+    version = plain_version(tmp_path, code)
+    inputs = {"x": torch.randn(4, 3)}
+    expected = version.call(inputs, 4)
+    sleepers = Sleepers(lambda number: plain_version(tmp_path, code, number))
+    sleepers.put(version)
+    sleepers.wake(version, sleepers)
+    assert version.module.get_submodule("one").weight is version.module.get_submodule("two").weight
+    np.testing.assert_array_equal(version.call(inputs, 4)[0], expected[0])
 
 
 def test_files_are_not_trusted_on_waking_either(tmp_path: Path) -> None:
@@ -248,13 +279,18 @@ def test_moving_a_buffer_keeps_tensors_and_values() -> None:
 
 
 def published(folder: Path) -> VersionStore:
-    from trimtab.models.publishing import publish_first
-
     made = project(folder, ENTRY, tensors=TENSORS)
     store = VersionStore(made.model_state().versions)
     if not store.numbers():
         publish_first(made, made.model(), store)
     return store
+
+
+def plain_version(folder: Path, code: str, number: int = 0) -> TensorVersion:
+    made = project(folder, code, tensors=ONE % ("FP32", "3", "FP32"))
+    store = VersionStore(made.model_state().versions)
+    number = number or publish_first(made, made.model(), store).version
+    return load_tensor_version(store, number, TensorSource.of(made.directory, made.model()))
 
 
 def source_of(folder: Path) -> TensorSource:

@@ -75,7 +75,7 @@ def refusal(call: Any, *arguments: Any, **options: Any) -> tuple[str, str]:
 
 
 def fall_asleep(server: Watched, stub: Any, model: str = "slow") -> None:
-    y(stub, model)
+    y(stub, model, "", 5.0)
     server.until("asleep")
 
 
@@ -212,7 +212,9 @@ def test_promotion_and_rollback_wake_what_they_flip_to(tmp_path: Path) -> None:
         server.until("awake", 1)
         assert y(stub, "slow") == 1.0
         assert y(stub, "slow", "2") == 2.0
-        admin.set_alias("slow", "second", 2)
+        server.lifecycle.SetAlias(
+            trimtab_pb2.SetAliasRequest(model_name="slow", alias="second", version=2, expected_epoch=-1), timeout=60
+        )
         server.until("asleep", 2)
         assert y(stub, "slow", "second") == 2.0
         assert server.running.stop() == 0
@@ -262,14 +264,30 @@ def test_versions_that_are_kept_sleep_so_that_a_new_one_fits(tmp_path: Path) -> 
         admin.stage("slow", 4)
         assert server.until("asleep").version == 2
         assert server.asleep("slow") == [2]
-        # Rolling back needs the room of the candidate, which is not merely kept: it serves to be promoted.
-        with pytest.raises(ClientError, match="max_model_bytes"):
-            admin.rollback("slow")
-        code, text = refusal(y, stub, "slow", "2")
-        assert (code, "max_model_bytes" in text) == ("RESOURCE_EXHAUSTED", True)
-        admin.promote("slow", 4)
+        # Rolling back needs the room of the candidate, and has it.
         admin.rollback("slow")
-        assert y(stub, "slow") == 3.0
+        assert server.asleep("slow") == [4]
+        assert y(stub, "slow") == 2.0
+        assert y(stub, "slow", "4") == 4.0
+        assert server.asleep("slow") == [3]
+
+
+def test_a_version_that_does_not_fit_beside_the_live_one_stays_asleep(tmp_path: Path) -> None:
+    more = "[model.batching]\nmax_batch_size = 4"
+    project = own.write(
+        tmp_path / "project",
+        own.model("slow", "Slow", IDLE) + more,
+        own.model("wide", "Wide", "load = false"),
+        server=f"max_model_bytes = {WIDE + WIDE // 2}",
+    )
+    with watching(project) as (server, stub), AdminClient(server.running.admin) as admin:
+        fall_asleep(server, stub)
+        admin.load("wide")  # for good: it has no idle_seconds
+        code, text = refusal(y, stub, "slow")
+        assert (code, "max_model_bytes" in text) == ("RESOURCE_EXHAUSTED", True)
+        assert y(stub, "wide") == 1.0
+        admin.unload("wide")
+        assert y(stub, "slow") == 1.0
 
 
 def test_two_models_take_turns_in_memory_for_one(tmp_path: Path) -> None:
@@ -310,7 +328,6 @@ def test_the_server_stops_when_what_it_accepted_is_answered(tmp_path: Path) -> N
         code, _ = refusal(y, stub, "slow", timeout=0.5)  # the first has long been admitted
         assert code == "DEADLINE_EXCEEDED"
         server.running.process.send_signal(signal.SIGTERM)
-        code, _ = refusal(y, stub, "slow", timeout=60)
         while code != "UNAVAILABLE":
             code, _ = refusal(y, stub, "slow", timeout=0.5)
         hold.unlink()
