@@ -728,9 +728,9 @@ class Hub(HotTarget):
         ValueError without such a model."""
 
     def put_to_sleep(self, name: str, version: int) -> bool:
-        """Has requests for the version wait until `wake_up`; the first has `take` return and `wanted` name it. False, and
-        nothing changed, where a request waits for it already, a batch of it is being computed, or it is not loaded.
-        ValueError without such a model."""
+        """Has requests for the version wait until `wake_up`; the first has `take` return and `wanted` name it. False,
+        and nothing changed, where a request waits for it already, a batch of it is being computed, or it is not
+        loaded. ValueError without such a model."""
 
     def wake_up(self, name: str, version: int) -> None:
         """Has the version compute again. ValueError without such a model."""

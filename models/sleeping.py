@@ -40,13 +40,12 @@ class Sleepers(threading.local):
         self._waking: Version | None = None
 
     def put(self, version: Version) -> Place:
-        """Puts a version to sleep that nothing computes with. Raises what moving raises; it is awake then, though maybe
-        without its graphs."""
-        version.use_module()
+        """Puts a version to sleep that nothing computes with. Raises what moving raises; it is awake then, as it was."""
         place: Place = "host" if version.flat is not None else "disk"
         if version.flat is not None:
             version.flat.move("cpu", pinned=version.device.type == "cuda")
-        else:
+        version.use_module()
+        if version.flat is None:
             for tensor in _tensors(version.module).values():
                 tensor.data = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
         object.__setattr__(version, "asleep", True)

@@ -4,8 +4,8 @@
 Two reasons to put one to sleep:
   idle     nobody has asked for it for [[model]] idle_seconds.
   room     something else is to be loaded or woken and would exceed [server] max_model_bytes. First to sleep are the
-           versions that are merely kept (the previous one, candidates, what aliases and the version policy add),
-           least recently used first; then live ones, of models that have idle_seconds, which nobody asked for in the last second.
+           versions that are merely kept (the previous one, candidates, what aliases and the version policy add), least
+           recently used first; then live ones, of models that have idle_seconds, unused for a second at least.
            Nothing is put to sleep in vain: if all of that is not enough, the load is refused, as without sleep.
 Never what a request waits for, or a batch is computed with: the hub has the last word on that, under its lock.
 

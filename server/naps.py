@@ -52,6 +52,7 @@ class Naps:
         self._known = known
         self._live = live
         self._lock = threading.RLock()
+        self._closed = False
         self._since: dict[int, float] = {}
         self._sizes: dict[int, int] = {}
         idle.add(self)
@@ -94,8 +95,10 @@ class Naps:
             return False
         try:
             version = self._known().get(number)
+            if self._closed or version is None or version.asleep:
+                return False
             # What stalls computes still, whatever the hub was told.
-            if version is None or version.asleep or self._engine.stalled or not self._engine.put_to_sleep(number):
+            if self._engine.stalled or not self._engine.put_to_sleep(number):
                 self._since[number] = time.monotonic()
                 return False
             size = _freed(self._known(), number)
@@ -138,9 +141,7 @@ class Naps:
                 self._idle.reserve(self.name, number, sum(sizes_of(self._known()).values()) - before)
             except BaseException:
                 self.failed += 1
-                if not version.asleep:
-                    self._sleepers.put(version)
-                self._memory.release(self.name, number)
+                self._back_to_sleep(version)
                 raise
             self._count()
             self._since[number] = time.monotonic()
@@ -150,6 +151,11 @@ class Naps:
         self._idle.news()
         message = f"version {number} is awake, after {seconds * 1e3:,.1f} ms"
         self._events.publish("awake", self.name, message, version=number, numbers={"seconds": seconds})
+
+    def close(self) -> None:
+        """Nothing is put to sleep any more. Waits for what is under way."""
+        with self._lock:
+            self._closed = True
 
     def wake_for_requests(self, number: int) -> None:
         """As `wake`; where that fails, what waits for the version is answered."""
@@ -161,6 +167,17 @@ class Naps:
             if not isinstance(error, ServerError):
                 _log.exception("model %s version %d cannot be woken", self.name, number)
             self._refuse(number, error)
+
+    def _back_to_sleep(self, version: Version) -> None:
+        """What could not be woken to the end: no memory for a batch, say."""
+        if not version.asleep:
+            try:
+                self._sleepers.put(version)
+            except Exception:
+                # It is awake then, which the next request for it will find.
+                _log.exception("model %s version %d is neither awake nor asleep", self.name, version.number)
+                return
+        self._memory.release(self.name, version.number)
 
     def _refuse(self, number: int, error: Exception) -> None:
         text = f"model {self.name!r} version {number} sleeps and cannot be woken: {error}"

@@ -116,7 +116,7 @@ class Swap:
             idle,
             sleepers,
             load=self._wake,
-            known=lambda: self._known,
+            known=lambda: dict(self._known),
             live=lambda: self._current.live,
         )
         engine.on_wanted = self._wanted
@@ -153,6 +153,7 @@ class Swap:
     def close(self) -> None:
         """Waits for what is under way, and counts no memory any more."""
         self._idle.remove(self.engine.name)
+        self.naps.close()
         self._stager.shutdown(cancel_futures=True)
         self._flipper.shutdown(cancel_futures=True)
         self._waker.shutdown(cancel_futures=True)

@@ -76,9 +76,12 @@ def test_weights_go_to_the_host_and_back_and_graphs_go(machine: str, monkeypatch
     expected, awake = version.predict(slab), version.bytes
     parameters = dict(version.module.named_parameters())
     graphs, buffer = weakref.ref(staged(version).graphs), weakref.ref(flat_of(version).data)
-    assert sleepers.put(version) == "host"
-    gc.collect()
-    assert (graphs(), buffer()) == (None, None)
+    gc.disable()
+    try:
+        assert sleepers.put(version) == "host"
+        assert (graphs(), buffer()) == (None, None)
+    finally:
+        gc.enable()
     assert version.asleep
     assert version.bytes == 0
     assert flat_of(version).data.device.type == "cpu"
@@ -128,7 +131,13 @@ def test_tensors_sleep_in_the_host_and_wake_with_graphs(
     assert load(1) is version
     inputs = inputs_of(version, 5)
     expected, awake = version.call(inputs, 5), version.bytes
-    assert sleepers.put(version) == "host"
+    run = weakref.ref(version._staged)  # type: ignore[attr-defined]
+    gc.disable()
+    try:
+        assert sleepers.put(version) == "host"
+        assert run() is None
+    finally:
+        gc.enable()
     assert version.bytes == 0
     sleepers.wake(version, load)
     assert version.bytes == awake
@@ -235,6 +244,20 @@ def test_no_memory_on_waking_leaves_it_asleep_and_whole(monkeypatch: pytest.Monk
             sleepers.wake(version, sleepers)
     assert version.asleep
     sleepers.wake(version, sleepers)
+    np.testing.assert_array_equal(version.predict(slab), expected)
+
+
+def test_no_memory_on_the_host_leaves_it_awake_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    version, made = columns_on("pretend"), list[Any]()
+    sleepers = Sleepers(lambda _: version)
+    graphed(sleepers, monkeypatch, "pretend", made)(1)
+    slab = slab_from_arrow(make_rows(20, seed=4), version.program.schema)
+    expected, run = version.predict(slab), staged(version)
+    monkeypatch.setattr(Flat, "empty", staticmethod(out_of_memory))
+    with pytest.raises(torch.OutOfMemoryError):
+        sleepers.put(version)
+    assert not version.asleep
+    assert staged(version) is run
     np.testing.assert_array_equal(version.predict(slab), expected)
 
 
