@@ -27,6 +27,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ import torch
 from _bench import interval
 from _harness import arguments, quantiles, report
 from safetensors.torch import load_file
-from trimtab.models.loading import Version
+from trimtab.models.loading import Version, read_weights
 from trimtab.models.publishing import publish_first
 from trimtab.models.runner import running
 from trimtab.models.sleeping import Sleepers
@@ -150,7 +151,8 @@ def within(project: Project, size: int, repeats: int) -> dict[str, Any]:
     settings = project.model()
     store = VersionStore(project.model_state(settings.name).versions)
     source = TensorSource.of(project.directory, settings)
-    timed = Timed(Sleepers(lambda number: load_tensor_version(store, number, source, device())))
+    read = partial(read_weights, store)
+    timed = Timed(Sleepers(lambda number: load_tensor_version(store, number, source, device()), read))
     sleepers = timed.load
     assert isinstance(sleepers, Sleepers)
     told: list[str] = []

@@ -11,7 +11,7 @@ import contextlib
 import logging
 from collections.abc import Callable
 
-from trimtab.models.loading import loader
+from trimtab.models.loading import loader, read_weights
 from trimtab.models.publishing import publish_first
 from trimtab.models.runner import running
 from trimtab.models.sleeping import Sleepers
@@ -85,7 +85,9 @@ def open_model(
             on_fault=on_fault,
         )
         opened.pop_all()
-    sleepers = Sleepers(loader(project, settings, versions, compute.device))
+    sleepers = Sleepers(
+        loader(project, settings, versions, compute.device), lambda version: read_weights(versions, version)
+    )
     swap = Swap(
         engine,
         versions,

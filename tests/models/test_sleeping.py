@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import threading
 import weakref
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,12 @@ from trimtab.models import runner
 from trimtab.models.capturing import VersionRun
 from trimtab.models.errors import VersionUnfit
 from trimtab.models.flat import Flat
-from trimtab.models.loading import Version
+from trimtab.models.loading import Version, read_weights
 from trimtab.models.publishing import publish_first, publish_weights
-from trimtab.models.runner import running
+from trimtab.models.runner import pack_version, running
 from trimtab.models.sleeping import Sleepers
 from trimtab.models.tensors import TensorSource, TensorVersion, load_tensor_version
-from trimtab.models.version import LoadedVersion
+from trimtab.models.version import LoadedVersion, load_version, version_files
 from trimtab.store.settings import ModelSettings
 from trimtab.store.versions import VersionStore
 
@@ -69,7 +70,7 @@ def graphed(sleepers: Sleepers, monkeypatch: pytest.MonkeyPatch, machine: str, m
 @pytest.mark.parametrize("machine", MACHINES)
 def test_weights_go_to_the_host_and_back_and_graphs_go(machine: str, monkeypatch: pytest.MonkeyPatch) -> None:
     version, made = columns_on(machine), list[Any]()
-    sleepers = Sleepers(lambda _: version)
+    sleepers = Sleepers(lambda _: version, never)
     load = graphed(sleepers, monkeypatch, machine, made)
     slab = slab_from_arrow(make_rows(20, seed=4), version.program.schema)
     assert load(1) is version
@@ -103,7 +104,7 @@ def test_graphs_that_others_run_by_are_there_on_waking(monkeypatch: pytest.Monke
         for parameter in other.module.parameters():
             parameter.mul_(2)
     versions = {1: one, 2: other}
-    sleepers = Sleepers(versions.__getitem__)
+    sleepers = Sleepers(versions.__getitem__, never)
     load = graphed(sleepers, monkeypatch, "pretend", made)
     slab = slab_from_arrow(make_rows(20, seed=4), one.program.schema)
     expected = [load(number).predict(slab) for number in (1, 2)]
@@ -126,7 +127,7 @@ def test_tensors_sleep_in_the_host_and_wake_with_graphs(
     version = load_tensor_version(store, 1, source, "cpu" if machine == "pretend" else machine)
     if version.flat is None:
         object.__setattr__(version, "flat", Flat.adopt(version.module))
-    sleepers = Sleepers(lambda _: version)
+    sleepers = Sleepers(lambda _: version, never)
     load = graphed(sleepers, monkeypatch, machine, made)
     assert load(1) is version
     inputs = inputs_of(version, 5)
@@ -148,16 +149,7 @@ def test_tensors_sleep_in_the_host_and_wake_with_graphs(
 
 def test_without_a_device_of_its_own_a_version_is_freed_and_loaded_again(tmp_path: Path) -> None:
     store, source = published(tmp_path), source_of(tmp_path)
-    loads: list[int] = []
-
-    loaded: list[Version] = []
-
-    def load(number: int) -> Version:
-        loads.append(number)
-        loaded.append(load_tensor_version(store, number, source))
-        return loaded[-1]
-
-    sleepers = Sleepers(load)
+    sleepers = Sleepers(lambda number: load_tensor_version(store, number, source), partial(read_weights, store))
     version = sleepers(1)
     assert isinstance(version, TensorVersion)
     inputs, size = inputs_of(version, 5), version.bytes
@@ -166,9 +158,7 @@ def test_without_a_device_of_its_own_a_version_is_freed_and_loaded_again(tmp_pat
     assert sum(p.numel() for p in version.module.parameters()) == 0
     assert version.bytes == 0
     sleepers.wake(version, sleepers)
-    assert (version.asleep, version.bytes, loads) == (False, size, [1, 1])
-    # What was loaded for it holds no weights, so that they go when it sleeps again.
-    assert sum(p.numel() for p in loaded[1].module.parameters()) == 0
+    assert (version.asleep, version.bytes) == (False, size)
     sleepers.put(version)
     sleepers.wake(version, sleepers)
     for found, wanted in zip(version.call(inputs, 5), expected, strict=True):
@@ -192,7 +182,8 @@ class Model(nn.Module):
     version = plain_version(tmp_path, code)
     inputs = {"x": torch.randn(4, 3)}
     expected = version.call(inputs, 4)
-    sleepers = Sleepers(lambda number: plain_version(tmp_path, code, number))
+    store = VersionStore(project(tmp_path, code, tensors=ONE % ("FP32", "3", "FP32")).model_state().versions)
+    sleepers = Sleepers(lambda _: version, partial(read_weights, store))
     sleepers.put(version)
     sleepers.wake(version, sleepers)
     assert version.module.get_submodule("one").weight is version.module.get_submodule("two").weight
@@ -201,7 +192,7 @@ class Model(nn.Module):
 
 def test_files_are_not_trusted_on_waking_either(tmp_path: Path) -> None:
     store, source = published(tmp_path), source_of(tmp_path)
-    sleepers = Sleepers(lambda number: load_tensor_version(store, number, source))
+    sleepers = Sleepers(lambda number: load_tensor_version(store, number, source), partial(read_weights, store))
     version = sleepers(1)
     sleepers.put(version)
     weights = store.path(1) / "weights.safetensors"
@@ -225,18 +216,65 @@ def test_other_weights_than_those_that_fell_asleep_are_refused(tmp_path: Path) -
     first = load_tensor_version(store, 1, source)
     changed = {name: torch.ones_like(value) for name, value in first.module.state_dict().items()}
     publish_weights(made, made.model(), store, save(changed), "")
-    sleepers = Sleepers(lambda _: load_tensor_version(store, 2, source))
+    sleepers = Sleepers(lambda _: first, partial(read_weights, store))
     sleepers.put(first)
-    with pytest.raises(VersionUnfit, match="other weights than when it fell asleep"):
+    object.__setattr__(first, "number", 2)
+    with pytest.raises(VersionUnfit, match="other weights than when it was loaded"):
         sleepers.wake(first, sleepers)
     assert first.asleep
+    assert sum(p.numel() for p in first.module.parameters()) == 0
+    object.__setattr__(first, "number", 1)
+    sleepers.wake(first, sleepers)
+
+
+def test_strides_and_what_no_file_has_stay(tmp_path: Path) -> None:
+    code = """
+import torch
+from torch import nn
+class Model(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(4, 3).t())
+        self.register_buffer("scale", torch.full((4,), 3.0), persistent=False)
+    def forward(self, x):
+        return x @ self.weight * self.scale
+"""
+    version = plain_version(tmp_path, code)
+    store = VersionStore(project(tmp_path, code, tensors=ONE % ("FP32", "3", "FP32")).model_state().versions)
+    inputs, weight = {"x": torch.randn(4, 3)}, version.module.get_parameter("weight")
+    expected, strides = version.call(inputs, 4), weight.stride()
+    sleepers = Sleepers(lambda _: version, partial(read_weights, store))
+    for _ in range(2):
+        sleepers.put(version)
+        sleepers.wake(version, sleepers)
+        assert version.module.get_parameter("weight") is weight
+        assert weight.stride() == strides
+        np.testing.assert_array_equal(version.call(inputs, 4)[0], expected[0])
+
+
+def test_columns_are_freed_and_read_again(tmp_path: Path) -> None:
+    version, _ = version_on("pretend")
+    files = version_files(version.module, version.program, version.reference)
+    store = VersionStore(tmp_path / "versions")
+    store.publish(1, files, version.manifest.model_copy(update={"version": 1}))
+    loaded = load_version(store, 1)
+    slab = slab_from_arrow(make_rows(20, seed=4), loaded.program.schema)
+    run = pack_version(loaded, 24)
+    expected = loaded.predict(slab)
+    if run is not None:
+        loaded.use(run)
+    sleepers = Sleepers(partial(load_version, store), partial(read_weights, store))
+    assert sleepers.put(loaded) == "disk"
+    assert (loaded.module.size(), loaded.bytes) == (0, 0)
+    sleepers.wake(loaded, sleepers)
+    np.testing.assert_array_equal(loaded.predict(slab), expected)
 
 
 def test_no_memory_on_waking_leaves_it_asleep_and_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     version = columns_on("pretend")
     slab = slab_from_arrow(make_rows(20, seed=4), version.program.schema)
     expected = version.predict(slab)
-    sleepers = Sleepers(lambda _: version)
+    sleepers = Sleepers(lambda _: version, never)
     sleepers.put(version)
     with monkeypatch.context() as patch:
         patch.setattr(Flat, "empty", staticmethod(out_of_memory))
@@ -249,7 +287,7 @@ def test_no_memory_on_waking_leaves_it_asleep_and_whole(monkeypatch: pytest.Monk
 
 def test_no_memory_on_the_host_leaves_it_awake_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
     version, made = columns_on("pretend"), list[Any]()
-    sleepers = Sleepers(lambda _: version)
+    sleepers = Sleepers(lambda _: version, never)
     graphed(sleepers, monkeypatch, "pretend", made)(1)
     slab = slab_from_arrow(make_rows(20, seed=4), version.program.schema)
     expected, run = version.predict(slab), staged(version)
@@ -261,6 +299,10 @@ def test_no_memory_on_the_host_leaves_it_awake_as_it_was(monkeypatch: pytest.Mon
     np.testing.assert_array_equal(version.predict(slab), expected)
 
 
+def never(_: Version) -> None:
+    raise AssertionError("nothing is to be read")
+
+
 def out_of_memory(*_: Any, **__: Any) -> Flat:
     raise torch.OutOfMemoryError("CUDA out of memory")
 
@@ -268,7 +310,7 @@ def out_of_memory(*_: Any, **__: Any) -> Flat:
 def test_a_load_on_another_thread_is_not_taken_for_waking() -> None:
     """A candidate is staged while a version of the same number, or another one, wakes."""
     version, other = columns_on("pretend"), columns_on("pretend")
-    sleepers = Sleepers(lambda _: other)
+    sleepers = Sleepers(lambda _: other, never)
     sleepers.put(version)
     found: list[Version] = []
 
