@@ -3,14 +3,16 @@
 - `forward`: features and ids in host memory to predictions in host memory, by batch size, for three networks: `eager`
   (copy, torch's operations one by one, copy back), `compile` (the same with torch.compile, dynamic), `graphs` (what
   serves: pinned buffer, copy in, replay, copy out), `graphs_bf16`, `graphs_fp16` and `graphs_compiled`.
-- `request`: one request after the other over loopback gRPC, of 1 and of 64 rows, p50 and p99, with graphs, eagerly, and
-  with the model on the CPU.
+- `request`: one request after the other over loopback gRPC, of 1 and of 64 rows, p50 and p99, with graphs, with columns
+  in them (`columns`), eagerly, and with the model on the CPU.
 - `swap`: weights of 100 MB and 1 GB: the time to bring them from pinned memory into a version's buffer on a stream of
   low priority, and a graph's latency meanwhile; then 10,000 batches by two versions in turn, each of which copies its
   weights over the graphs' first (`swap`): how much longer that takes than a batch `alone`, against what memory can do
   at best (bytes read and written over the bandwidth of a copy of 2 GB); and that no answer mixes two versions, also
   with four threads that ask for both (`torn`, which must be 0).
-- `flip`: the longest gap between two answers of a server under load by one client while versions are promoted.
+- `flip`: the longest gap between two answers of a server under load by one client while versions are promoted, with
+  shared graphs and with each version's own.
+- `profile`: calls of CUDA's runtime and allocations in a batch: no synchronisation but the wait for the answer.
 - `capture`: seconds to capture and check all buckets, and the bytes they take.
 
 Wall times. A case that fails is a row with `error`, and the others go on.
@@ -48,6 +50,14 @@ DEVICE = torch.device("cuda")
 NETWORKS = {"32-128-1": (32, 128, 1), "64-512-256-1": (64, 512, 256, 1), "256-4096-4096-8": (256, 4096, 4096, 8)}
 SIZES = (1, 8, 64, 256, 1024)
 ANSWERS = (1.0, 4.0)
+WAYS = {
+    "graphs": ("cuda", 'run = "auto"'),
+    "columns": ("cuda", 'columns = "gpu"'),
+    "own": ("cuda", 'graphs = "own"'),
+    "eager": ("cuda", 'run = "eager"'),
+    "cpu": ("cpu", 'run = "auto"'),
+}
+"""Device and settings of a model."""
 MACHINE: Callable[[torch.device], Any] = CudaMachine
 
 
@@ -182,9 +192,9 @@ def served(run: Run, folder: Path, kind: str, work: Callable[[Any, Any], dict[st
     """Has `work` do something with a server's address and project, and adds what it says."""
     project = make_project(folder / kind, versions=versions)
     path = project.directory / "trimtab.toml"
-    how = {"graphs": ("cuda", "auto"), "eager": ("cuda", "eager"), "cpu": ("cpu", "auto")}[kind.partition("-")[0]]
-    text = path.read_text().replace("[server]", f'[server]\ndevice = "{how[0]}"', 1)
-    path.write_text(text.replace('architecture = "mlp"', f'architecture = "mlp"\nrun = "{how[1]}"', 1))
+    device, how = WAYS[kind.partition("-")[0]]
+    text = path.read_text().replace("[server]", f'[server]\ndevice = "{device}"', 1)
+    path.write_text(text.replace('architecture = "mlp"', f'architecture = "mlp"\n{how}', 1))
     server = trimtab(kind, project, (1, 64), core="0-3")
     try:
         with grpc.insecure_channel(server.address) as channel:
@@ -196,7 +206,7 @@ def served(run: Run, folder: Path, kind: str, work: Callable[[Any, Any], dict[st
 
 def request(run: Run, folder: Path) -> None:
     """See the module."""
-    for kind in ("graphs", "eager", "cpu"):
+    for kind in ("graphs", "columns", "eager", "cpu"):
 
         def measure(server: Any, stub: Any, kind: str = kind) -> dict[str, Any]:
             summary: dict[str, Any] = {}
@@ -212,7 +222,11 @@ def request(run: Run, folder: Path) -> None:
 
 def flip(run: Run, folder: Path) -> None:
     """See the module."""
+    for way in ("graphs", "own"):
+        _flip(run, folder, way)
 
+
+def _flip(run: Run, folder: Path, way: str) -> None:
     def measure(server: Any, stub: Any) -> dict[str, Any]:
         message = inference_pb2.ModelInferRequest.FromString(server.bodies[1].read_bytes())
         gaps: list[float] = []
@@ -230,10 +244,46 @@ def flip(run: Run, folder: Path) -> None:
                     longest = max(longest, (time.perf_counter_ns() - began) / 1000)
                 promoted.result()
                 gaps.append(longest)
-        run.case("flip", lambda: {"gaps_us": gaps, "alone": quantiles(before, "us")})
-        return {"flip_longest_us": max(gaps)}
+        run.case("flip", lambda: {"gaps_us": gaps, "alone": quantiles(before, "us")}, way=way)
+        return {f"flip_longest_us_{way}": max(gaps)}
 
-    run.case("server", lambda: served(run, folder, "graphs-flip", measure, versions=3) or {}, way="graphs-flip")
+    run.case("server", lambda: served(run, folder, f"{way}-flip", measure, versions=3) or {}, way=f"{way}-flip")
+
+
+# --- what a batch calls
+
+
+def profile(run: Run) -> None:
+    """See the module."""
+    from torch.profiler import ProfilerActivity
+
+    module = network(NETWORKS["64-512-256-1"]).to(DEVICE)
+    graphed = GraphedRun(lambda x, _: module(x), HostColumns(64, 0), 1, 1024, MACHINE(DEVICE))
+    batches = 200
+
+    def zeros(features: Any, _: Any) -> None:
+        features[:] = 0.0
+
+    def work() -> dict[str, Any]:
+        graphed.predict(64, zeros)
+        before = torch.cuda.memory_stats()["allocation.all.allocated"] if DEVICE.type == "cuda" else 0
+        with torch.profiler.profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
+            for _ in range(batches):
+                graphed.predict(64, zeros)
+        after = torch.cuda.memory_stats()["allocation.all.allocated"] if DEVICE.type == "cuda" else 0
+        calls = {e.key: e.count for e in profiler.key_averages() if e.key.startswith("cu")}
+        return {
+            "allocations_a_batch": (after - before) / batches,
+            "calls_a_batch": {name: count / batches for name, count in sorted(calls.items())},
+        }
+
+    row = run.case("profile", work, rows=64, batches=batches)
+    if "calls_a_batch" in row:
+        calls = row["calls_a_batch"]
+        whole = ("cudaDeviceSynchronize", "cudaStreamSynchronize", "cuCtxSynchronize", "cuStreamSynchronize")
+        run.summary["allocations_a_batch"] = row["allocations_a_batch"]
+        run.summary["synchronisations_a_batch"] = sum(calls.get(name, 0.0) for name in whole)
+        run.summary["waits_a_batch"] = calls.get("cudaEventSynchronize", 0.0)  # for the answer; one
 
 
 # --- swap
@@ -345,6 +395,7 @@ def main() -> None:
             ("swap", lambda: swap(run)),
             ("request", lambda: request(run, Path(scratch))),
             ("flip", lambda: flip(run, Path(scratch))),
+            ("profile", lambda: profile(run)),
         ]
         for name, part in parts:
             run.case("part", lambda part=part: part() or {}, name=name)

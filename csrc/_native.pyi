@@ -68,6 +68,11 @@ class Slab:
         bytes (string). ValueError, with nothing appended, on another dtype or shape, a boolean other than 0, 1 or
         NaN, no UTF-8."""
 
+    def copy_columns(self, into: NDArray[np.uint8], offsets: NDArray[np.int64], start: int, stop: int) -> None:
+        """Copies the numbers of the rows [start, stop), float32 (real, boolean) or int64 (integer), into a contiguous
+        buffer, each column to its offset in bytes; -1: not that one. IndexError where rows or bytes are out of range,
+        ValueError for a string column, with nothing written."""
+
 class WireError(ValueError):
     """A request that is not what the protocol or the model asks for (INVALID_ARGUMENT): str() says what was expected
     and what came."""

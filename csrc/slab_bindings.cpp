@@ -195,6 +195,50 @@ void append_columns(Slab& slab, const py::sequence& columns) {
     slab.commit(after);
 }
 
+// Numbers of the rows [start, stop) to places in a buffer; all is checked before the first byte is written.
+void copy_columns(const Slab& slab, py::array_t<std::uint8_t, py::array::c_style>& into,
+                  const py::array_t<std::int64_t, py::array::c_style>& offsets, std::size_t start, std::size_t stop) {
+    const std::vector<Field>& fields = slab.schema().fields;
+    const std::span<const std::int64_t> places(offsets.data(), static_cast<std::size_t>(offsets.size()));
+    if (places.size() != fields.size()) {
+        throw std::invalid_argument("offsets: expected " + std::to_string(fields.size()) + ", one a column, came " +
+                                    std::to_string(places.size()));
+    }
+    if (start > stop || stop > slab.rows()) {
+        throw std::out_of_range("expected rows within [0, " + std::to_string(slab.rows()) + "), came [" +
+                                std::to_string(start) + ", " + std::to_string(stop) + ")");
+    }
+    const std::size_t size = static_cast<std::size_t>(into.size()), rows = stop - start;
+    std::uint8_t* const bytes = into.mutable_data();  // throws where it is not writeable
+    for (std::size_t i = 0; i < fields.size(); ++i) {
+        if (places[i] < 0) continue;
+        if (fields[i].type == Type::string) {
+            throw std::invalid_argument("column \"" + fields[i].name + "\" is string, which is not copied");
+        }
+        const std::size_t width = fields[i].type == Type::integer ? sizeof(std::int64_t) : sizeof(float);
+        const auto at = static_cast<std::size_t>(places[i]);
+        if (at > size || rows > (size - at) / width) {
+            throw std::out_of_range("column \"" + fields[i].name + "\": " + std::to_string(rows * width) +
+                                    " bytes at " + std::to_string(at) + " are not within the buffer's " +
+                                    std::to_string(size));
+        }
+    }
+    const auto copy = [&] {
+        for (std::size_t i = 0; i < fields.size(); ++i) {
+            if (places[i] < 0 || rows == 0) continue;
+            const Column& column = slab.column(i);
+            if (fields[i].type == Type::integer) {
+                std::memcpy(bytes + places[i], column.integers.data() + start, rows * sizeof(std::int64_t));
+            } else {
+                std::memcpy(bytes + places[i], column.reals.data() + start, rows * sizeof(float));
+            }
+        }
+    };
+    if (!is_long(slab, rows)) return copy();
+    py::gil_scoped_release released;
+    copy();
+}
+
 bool is_reals(Type type) { return type == Type::real || type == Type::boolean; }
 bool is_integers(Type type) { return type == Type::integer; }
 bool is_strings(Type type) { return type == Type::string; }
@@ -252,7 +296,9 @@ void bind_slab(py::module_& module) {
             py::arg("column"))
         .def("extend", &extend, py::arg("other"), py::arg("indices") = py::none(), py::arg("start") = 0,
              py::arg("stop") = -1)
-        .def("append_columns", &append_columns, py::arg("columns"));
+        .def("append_columns", &append_columns, py::arg("columns"))
+        .def("copy_columns", &copy_columns, py::arg("into").noconvert(), py::arg("offsets").noconvert(),
+             py::arg("start"), py::arg("stop"));
 }
 
 }  // namespace trimtab

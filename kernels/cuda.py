@@ -37,7 +37,7 @@ from trimtab.kernels.sketch_spec import MOMENTS
 
 MAX_ROWS = 1 << 30
 BLOCKS_A_PROCESSOR = 3  # that a wide layout's shared memory lets run at a time
-_WIDE = (True, False, *(True,) * 12, False, True, False, False, False)
+WIDE_ARGUMENTS = (True, False, *(True,) * 12, False, True, False, False, False, True)
 """Which arguments of the kernel have 64 bits (csrc/cuda/kernel.h)."""
 
 
@@ -115,8 +115,7 @@ class CudaExecutor:
         self._same = program.sketch
         # The part of a sketch's arrays that rows are counted in; the prediction's comes after it.
         self._n_counts = program.sketch.offsets[-2]
-        self._n_moments = len(program.sketch.fields) * MOMENTS
-        self._empty = _empty_epoch(self._n_counts, self._n_moments)
+        self._empty = empty_epoch(self._n_counts, len(program.sketch.fields) * MOMENTS)
         # The epoch's number, then a ticket for each group.
         self._control = device.memory(4 * (1 + self._tables(NARROW, False).groups))
         self._epochs = device.memory(2 * self._empty.nbytes)
@@ -242,9 +241,9 @@ class CudaExecutor:
             *(words.pointer, tables.items, rows.columns, rows.matrix, rows.pitch),
             *(features.pointer, self._pitch, ids.pointer, n_ids),
             *(counts, size, counts + 8 * self._n_counts, size, partials.pointer, n_partials),
-            *(self._control.pointer, count, chunk, int(rows.aligned)),
+            *(self._control.pointer, count, chunk, int(rows.aligned), 0),
         )
-        kernel(Launch((blocks, tables.groups), tables.shared_bytes, arguments, _WIDE))
+        kernel(Launch((blocks, tables.groups), tables.shared_bytes, arguments, WIDE_ARGUMENTS))
         return DeviceOutput(
             DeviceArray(features, (count, n_features), (4 * self._pitch, 4), "<f4"),
             DeviceArray(ids, (count, n_ids), (8 * n_ids, 8), "<i8"),
@@ -257,12 +256,7 @@ class CudaExecutor:
         found = np.empty_like(self._empty)
         reads: list[Copy] = [(self._epochs, closed * size, found)]
         self._device.aside(reads, [(self._epochs, closed * size, self._empty)])
-        sketch.counts[: self._n_counts] += found[: self._n_counts]
-        mine = sketch.moments[: self._n_moments].reshape(-1, MOMENTS)
-        theirs = found[self._n_counts :].view(np.float64).reshape(-1, MOMENTS)
-        np.minimum(mine[:, 0], theirs[:, 0], out=mine[:, 0])
-        np.maximum(mine[:, 1], theirs[:, 1], out=mine[:, 1])
-        mine[:, 2:] += theirs[:, 2:]
+        add_epoch(sketch, found, self._n_counts)
 
     def _layout(self, rows: int) -> Layout:
         """Wide, unless that leaves processors without a block."""
@@ -303,9 +297,20 @@ def chunks_of(rows: int, tables: Tables, processors: int) -> tuple[int, int]:
     return chunk, -(-rows // chunk)
 
 
-def _empty_epoch(n_counts: int, n_moments: int) -> NDArray[np.uint64]:
+def empty_epoch(n_counts: int, n_moments: int) -> NDArray[np.uint64]:
+    """An epoch in which nothing was counted: counts uint64, then moments float64 as their bits."""
     moments = np.tile([np.inf, -np.inf, 0.0, 0.0], n_moments // MOMENTS).astype(np.float64)
     return np.concatenate([np.zeros(n_counts, np.uint64), moments.view(np.uint64)])
+
+
+def add_epoch(sketch: Sketch, epoch: NDArray[np.uint64], n_counts: int) -> None:
+    """Adds an epoch's `n_counts` counts, and its moments, to a sketch of the program's spec."""
+    sketch.counts[:n_counts] += epoch[:n_counts]
+    theirs = epoch[n_counts:].view(np.float64).reshape(-1, MOMENTS)
+    mine = sketch.moments[: theirs.size].reshape(-1, MOMENTS)
+    np.minimum(mine[:, 0], theirs[:, 0], out=mine[:, 0])
+    np.maximum(mine[:, 1], theirs[:, 1], out=mine[:, 1])
+    mine[:, 2:] += theirs[:, 2:]
 
 
 def _output(given: Any, shape: tuple[int, int], kind: type[np.generic], what: str) -> NDArray[Any]:

@@ -39,17 +39,19 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Variant:
-    """Which of a source's kernels: for columns or a matrix, with or without the sketch, of 1 or 2 vectors a lane."""
+    """Which of a source's kernels: for columns or a matrix, with or without the sketch, of 1 or 2 vectors a lane, of
+    rows that the launch or a staged batch's header numbers."""
 
     matrix: bool
     sketch: bool
     vectors: int
+    staged: bool = False
 
     @property
     def defines(self) -> dict[str, int]:
         """The macros that the source is compiled with."""
         flags = {"TRIMTAB_MATRIX": int(self.matrix), "TRIMTAB_SKETCH": int(self.sketch)}
-        return {**flags, "TRIMTAB_VECTORS": self.vectors}
+        return {**flags, "TRIMTAB_VECTORS": self.vectors, "TRIMTAB_STAGED": int(self.staged)}
 
 
 @dataclass(frozen=True)

@@ -27,16 +27,25 @@ class Stager:
         staged = ColumnProgram(program.fields, compiled.staged, program.sketch, program.keys)
         self._texts = CpuExecutor(staged) if compiled.staged else None
 
+    @property
+    def n_texts(self) -> int:
+        """Columns of ids that the host makes."""
+        return 0 if self._texts is None else self._texts.program.n_ids
+
+    def texts(self, rows: Slab | ColumnTable, start: int, stop: int, threads: int = 1) -> list[Array]:
+        """The ids that the host makes of texts of the rows [start, stop), one int32 array a column of them."""
+        if self._texts is None:
+            return []
+        _, ids = self._texts.run(rows, None, start, stop, threads=threads)
+        return list(np.ascontiguousarray(ids.T.astype(np.int32)))
+
     def columns(self, rows: Slab | ColumnTable, start: int, stop: int, threads: int) -> list[Array | None]:
         """One array of the rows [start, stop) a field, None for texts and keys, then int32 ids of texts."""
         values: Any = rows.values if isinstance(rows, ColumnTable) else _columns_of(rows)
         found: list[Array | None] = []
         for i, (kind, column) in enumerate(zip(self._types, values, strict=True)):
             found.append(None if kind == "string" or i >= self._features else column[start:stop])
-        if self._texts is not None:
-            _, ids = self._texts.run(rows, None, start, stop, threads=threads)
-            found += list(np.ascontiguousarray(ids.T.astype(np.int32)))
-        return found
+        return found + self.texts(rows, start, stop, threads)
 
 
 def packed_size(columns: Sequence[Array | None]) -> int:

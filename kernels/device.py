@@ -1,15 +1,12 @@
-"""Which executor runs a program on which device.
+"""What runs a program's columns on which device.
 
-On `cuda` it is the CPU's executor, too, and the model moves the tensors; with TRIMTAB_CUDA_COLUMNS=1 the CUDA executor
-where CuPy finds a GPU and the program can run there, and the log says why where not. It is not the default until it
-has been measured on a GPU: `run` copies features to the host and back, which only a captured batch would not. Whoever
-asks for an executor does not need to know.
+On `cuda`, too, it is the CPU's executor, whose features the model moves there: the CUDA executor's `run` would copy
+them to the host and back. Columns run on the GPU as a part of captured batches (`graph_columns`), where the project
+asks for it; it is not the default until it has been measured on a GPU.
 """
 
 from __future__ import annotations
 
-import logging
-import os
 from typing import Protocol
 
 import numpy as np
@@ -18,11 +15,10 @@ from trimtab._native import ColumnTable, Slab
 from trimtab.kernels.cpu import CpuExecutor
 from trimtab.kernels.cuda import CudaExecutor
 from trimtab.kernels.cuda_device import cuda_device
+from trimtab.kernels.cuda_graph import GraphColumns
 from trimtab.kernels.errors import ExecutorError
 from trimtab.kernels.program import ColumnProgram
 from trimtab.kernels.sketch import Sketch
-
-_log = logging.getLogger(__name__)
 
 
 class Executor(Protocol):
@@ -50,18 +46,10 @@ class Executor(Protocol):
 
 def executor_for(program: ColumnProgram, device: str = "cpu") -> Executor:
     """The executor for `cpu`, `cuda` or `cuda:N`. Raises ExecutorError on another device."""
-    if device == "cpu":
-        return CpuExecutor(program)
     kind, _, index = device.partition(":")
-    if kind != "cuda" or not (index or "0").isdecimal():
+    if device != "cpu" and (kind != "cuda" or not (index or "0").isdecimal()):
         raise ExecutorError(f"unknown device {device!r}, expected cpu, cuda or cuda:N")
-    if os.environ.get("TRIMTAB_CUDA_COLUMNS", "0") != "1":
-        return CpuExecutor(program)
-    found = on_gpu(program, int(index or 0))
-    if isinstance(found, str):
-        _log.warning("columns run on the CPU, not on %s: %s", device, found)
-        return CpuExecutor(program)
-    return found
+    return CpuExecutor(program)
 
 
 def on_gpu(program: ColumnProgram, index: int = 0) -> CudaExecutor | str:
@@ -75,3 +63,15 @@ def on_gpu(program: ColumnProgram, index: int = 0) -> CudaExecutor | str:
     except ExecutorError as error:
         return str(error)
     return executor
+
+
+def graph_columns(program: ColumnProgram, index: int = 0) -> GraphColumns | str:
+    """The program's columns for captured batches on the GPU of that number; or, as a sentence, why it cannot run
+    there."""
+    gpu = cuda_device(index)
+    if isinstance(gpu, str):
+        return gpu
+    try:
+        return GraphColumns(program, gpu)
+    except ExecutorError as error:
+        return str(error)

@@ -7,7 +7,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-from collections.abc import MutableMapping
+from collections.abc import Callable, MutableMapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,17 +15,22 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from trimtab._native import Slab
+from trimtab.kernels.cuda_graph import GraphColumns
+from trimtab.kernels.device import Executor
+from trimtab.kernels.program import ColumnProgram
+from trimtab.kernels.sketch import Sketch
 from trimtab.models.architectures import Forward, Network
-from trimtab.models.compiling import example_of
+from trimtab.models.device_columns import DeviceColumns
 from trimtab.models.errors import ModelError
 from trimtab.models.faults import is_fault, is_out_of_memory, let_go
 from trimtab.models.flat import Flat
-from trimtab.models.graphs import GraphedRun, HostColumns
+from trimtab.models.graphs import GraphedRun, HostColumns, Intake
 from trimtab.models.machine import Machine
 from trimtab.models.staging import bucket_for, bucket_sizes
-from trimtab.models.version import LoadedVersion, Write
+from trimtab.models.version import LoadedVersion
 
-__all__ = ["SHARED_BYTES", "TOLERANCE", "GraphError", "Known", "VersionRun", "graph_version", "shape_of"]
+__all__ = ["SHARED_BYTES", "TOLERANCE", "Columns", "GraphError", "Known", "VersionRun", "graph_version"]
 
 TOLERANCE = {"fp32": 1e-4, "fp16": 4e-3, "bf16": 3e-2}
 """How far a prediction may be from the eager one in fp32, absolutely (in units of the target's scale) plus relatively:
@@ -34,6 +39,8 @@ SHARED_BYTES = 2 << 30
 """Of weights: beyond, a copy between two batches is a pause of more than a millisecond or two."""
 _DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
+Columns = Callable[[ColumnProgram], GraphColumns | str]
+"""A program's columns for captured batches, or why they cannot run on the device."""
 Known = MutableMapping[str, GraphedRun]
 """Graphs by the shape of what they run. One that does not keep them (WeakValueDictionary): the versions do."""
 
@@ -70,9 +77,18 @@ class VersionRun:
         """Rows of the graph that runs n rows."""
         return bucket_for(n, self.graphs.most)
 
-    def predict(self, n: int, write: Write) -> NDArray[np.float32]:
+    def predict(self, n: int, write: Callable[..., object]) -> NDArray[np.float32]:
         """See GraphedRun."""
         return self.graphs.predict(n, write, self.weights)
+
+    def run(self, executor: Executor, slab: Slab, sketch: Sketch | None, start: int, stop: int) -> NDArray[np.float32]:
+        """float32 [n, K] predictions of the slab's rows [start, stop), which are counted for the sketch: at once by the
+        executor, or until `settle` on the device."""
+        return self.predict(stop - start, self.graphs.intake.writer(executor, slab, sketch, start, stop))
+
+    def settle(self) -> None:
+        """See GraphedRun."""
+        self.graphs.settle()
 
 
 def graph_version(
@@ -83,17 +99,19 @@ def graph_version(
     precision: str = "fp32",
     compiled: bool = False,
     known: Known | None = None,
+    columns: Columns | None = None,
 ) -> VersionRun:
     """The version's forward pass as graphs for batches of up to `most` rows, checked against the eager one. With
-    `known`, by the graphs of its shape that are there, or by new ones that are added. Takes as long as capturing does,
-    and compiling if that is asked for. Raises GraphError with the reason where it cannot run so, and what breaks the
-    device as it is."""
+    `known`, by the graphs of its shape that are there, or by new ones that are added; with `columns`, beginning with
+    the columns and the sketch. Takes as long as capturing does, and compiling if that is asked for. Raises GraphError
+    with the reason where it cannot run so, and what breaks the device as it is."""
+    asked = _Asked(version, most, machine, precision, compiled, columns)
     try:
         if known is not None:
-            run = _shared(version, most, machine, precision, compiled, known)
+            run = _shared(asked, known)
             if run is not None:
                 return run
-        run = _own(version, most, machine, precision, compiled)
+        run = _own(asked)
         _check(version, run, TOLERANCE[precision])
     except GraphError:
         raise
@@ -107,26 +125,48 @@ def graph_version(
     return run
 
 
-def shape_of(version: LoadedVersion, weights: Flat, most: int, precision: str, compiled: bool) -> str:
-    """Equal for versions that differ in their weights alone, as far as files tell (sha256, hex): what one set of graphs
-    may be for."""
-    # A seed is where the weights came from, no part of what is computed.
-    architecture = {key: value for key, value in version.manifest.architecture.items() if key != "seed"}
-    parts: list[Any] = [weights.layout.hash, architecture, version.program.hash, most, precision, compiled]
-    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
+@dataclass(frozen=True)
+class _Asked:
+    """Arguments of `graph_version`."""
+
+    version: LoadedVersion
+    most: int
+    machine: Machine
+    precision: str
+    compiled: bool
+    columns: Columns | None
+
+    def shape(self, weights: Flat) -> str:
+        """Equal for versions that differ in their weights alone, as far as files tell (sha256, hex): what one set of
+        graphs may be for."""
+        manifest, program = self.version.manifest, self.version.program
+        # A seed is where the weights came from, no part of what is computed.
+        architecture = {key: value for key, value in manifest.architecture.items() if key != "seed"}
+        way = [self.most, self.precision, self.compiled, self.columns is not None]
+        parts: list[Any] = [weights.layout.hash, architecture, program.hash, program.sketch.hash, way]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
+
+    def intake(self) -> Intake:
+        """A new one. Raises GraphError where the columns cannot run on the device."""
+        program = self.version.program
+        if self.columns is None:
+            return HostColumns(program.n_features, len(program.id_sizes))
+        made = self.columns(program)
+        if isinstance(made, str):
+            raise GraphError(f"its columns cannot run there: {made}")
+        return DeviceColumns(made, self.machine, self.most)
 
 
-def _shared(
-    version: LoadedVersion, most: int, machine: Machine, precision: str, compiled: bool, known: Known
-) -> VersionRun | None:
+def _shared(asked: _Asked, known: Known) -> VersionRun | None:
     """By graphs that other versions may run by, too; None where that is not possible."""
+    version, precision = asked.version, asked.precision
     if version.flat is None or version.flat.layout.size > SHARED_BYTES:
         return None
     weights, copied = version.flat, 0
     if precision != "fp32":
         _, weights = _copied(version.module, _DTYPES[precision])
         copied = weights.layout.size
-    shape = shape_of(version, weights, most, precision, compiled)
+    shape = asked.shape(weights)
     graphs = known.get(shape)
     if graphs is None:
         try:
@@ -135,7 +175,7 @@ def _shared(
             if is_fault(error):
                 raise
             return None  # a network that cannot be copied can still be captured as it is
-        graphs = _captured(version, module, most, machine, precision, compiled, weights=mine, resident=weights)
+        graphs = _captured(asked, module, weights=mine, resident=weights)
     run = VersionRun(graphs, weights, copied)
     try:
         _check(version, run, TOLERANCE[precision])
@@ -147,35 +187,28 @@ def _shared(
     return run
 
 
-def _own(version: LoadedVersion, most: int, machine: Machine, precision: str, compiled: bool) -> VersionRun:
+def _own(asked: _Asked) -> VersionRun:
     """By graphs over the version's own weights, or a copy of them in a lower precision."""
-    module, copied = version.module, 0
-    if precision != "fp32":
-        module, weights = _copied(version.module, _DTYPES[precision])
+    module, copied = asked.version.module, 0
+    if asked.precision != "fp32":
+        module, weights = _copied(module, _DTYPES[asked.precision])
         copied = weights.layout.size
-    return VersionRun(_captured(version, module, most, machine, precision, compiled), None, copied)
+    return VersionRun(_captured(asked, module), None, copied)
 
 
 def _captured(
-    version: LoadedVersion,
-    module: Network,
-    most: int,
-    machine: Machine,
-    precision: str,
-    compiled: bool,
-    *,
-    weights: Flat | None = None,
-    resident: Flat | None = None,
+    asked: _Asked, module: Network, *, weights: Flat | None = None, resident: Flat | None = None
 ) -> GraphedRun:
-    forward, predict = _between_fp32(module.forward_of(), precision), version.task.predict
+    task = asked.version.task
+    forward, predict = _between_fp32(module.forward_of(), asked.precision), task.predict
 
     def whole(features: Tensor, ids: Tensor) -> Tensor:
         return predict(forward(features, ids))
 
     # Sizes are unknown to the compiler: one for each bucket would be as many compilations.
-    made: Forward = torch.compile(whole, dynamic=True, fullgraph=True) if compiled else whole
-    intake = HostColumns(version.program.n_features, len(version.program.id_sizes))
-    return GraphedRun(made, intake, version.task.width, most, machine, weights=weights, resident=resident)
+    made: Forward = torch.compile(whole, dynamic=True, fullgraph=True) if asked.compiled else whole
+    intake = asked.intake()
+    return GraphedRun(made, intake, task.width, asked.most, asked.machine, weights=weights, resident=resident)
 
 
 def _between_fp32(forward: Forward, precision: str) -> Forward:
@@ -197,13 +230,9 @@ def _check(version: LoadedVersion, run: VersionRun, tolerance: float) -> None:
     """Full buckets, then buckets with padding."""
     sizes = bucket_sizes(run.graphs.most)
     for n in [*sizes, *sorted({size // 2 + 1 for size in sizes} - set(sizes))]:
-        features, ids = example_of(version, n)
+        write, features, ids = run.graphs.intake.example(version, n)
         with torch.inference_mode():
             expected = version.run_eagerly(features.to(version.device), ids.to(version.device)).cpu().numpy()
-
-        def write(to_features: NDArray[Any], to_ids: NDArray[Any], x: Tensor = features, i: Tensor = ids) -> None:
-            to_features[:], to_ids[:] = x.numpy(), i.numpy()
-
         found = run.predict(n, write)
         if found.shape != expected.shape:
             raise GraphError(f"{n} rows give {list(found.shape)} by graph, not {list(expected.shape)}")

@@ -6,8 +6,11 @@ buffers, and weights that may be overwritten but not replaced (flat.py); memory 
 
     pinned host buffer --copy in--> static inputs --graph--> static outputs --copy out--> pinned host buffer
 
-The column executor writes straight into the pinned buffer. The graph holds the model and the task's last step; columns
-and statistics run on the CPU still, so they are outside of it. The buffer's header, which they will need, is there.
+What the host writes is the intake's. `HostColumns`: the CPU's column executor writes features and ids straight into the
+pinned buffer, and counts; the graph holds the model and the task's last step. `DeviceColumns` (device_columns.py): the
+raw columns are copied, and the graph begins with one kernel that makes features and ids of them and counts; how many
+rows there are, and where they count, is in the buffer's header. Counts are on the device then until `settle`. What a
+prediction is, the host counts in either case: answers come to it anyway, and 64 of them take a microsecond.
 
 Swaps. Versions of one shape (`shape_of`: names, shapes and strides of weights, program, architecture, task) share one
 set of graphs. The graphs' weights are a buffer of their own, and each version keeps its weights in a second one on the
@@ -46,20 +49,28 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from trimtab._native import Slab
+from trimtab.kernels.device import Executor
+from trimtab.kernels.sketch import Sketch
 from trimtab.models.architectures import Forward
+from trimtab.models.compiling import example_of
 from trimtab.models.flat import Flat
 from trimtab.models.machine import Machine, Work
 from trimtab.models.staging import Bucket, bucket_for, bucket_sizes
 
-__all__ = ["GraphedRun", "HostColumns", "Intake", "Slot"]
+if TYPE_CHECKING:
+    from trimtab.models.version import LoadedVersion
+
+__all__ = ["Example", "GraphedRun", "HostColumns", "Inputs", "Intake", "Slot"]
 
 Inputs = Callable[[], tuple[Tensor, Tensor]]
+Example = tuple[Callable[..., object], Tensor, Tensor]
 
 
 class Slot(Protocol):
@@ -88,6 +99,25 @@ class Intake(Protocol):
     def inputs(self, device: Tensor, rows: int) -> Inputs:
         """What a graph does with the staged buffer uint8 [size] on the device: features f32[rows, F] and ids
         i64[rows, C] there."""
+        ...
+
+    def writer(
+        self, executor: Executor, slab: Slab, sketch: Sketch | None, start: int, stop: int
+    ) -> Callable[..., object]:
+        """What writes the slab's rows [start, stop) into an open slot; they are counted for the sketch."""
+        ...
+
+    def example(self, version: LoadedVersion, n: int) -> Example:
+        """What writes n made-up rows into an open slot; their features f32[n, F] and ids i64[n, C]."""
+        ...
+
+    def close(self) -> Callable[[], None]:
+        """What brings all that was counted so far into its sketch; to be called."""
+        ...
+
+    @property
+    def bytes(self) -> int:
+        """Of memory on the device beside the staged buffer."""
         ...
 
 
@@ -129,7 +159,7 @@ class GraphedRun:
         self.renewals = 0
         """How often weights were copied over those of the batch before."""
         copied = 0 if weights is None else weights.layout.size
-        self.bytes = whole + most * outputs * 4 + pool + copied
+        self.bytes = whole + most * outputs * 4 + intake.bytes + pool + copied
         """On the device: static buffers, the graphs' pool, and weights of its own."""
 
     def holds(self, n: int) -> bool:
@@ -154,6 +184,12 @@ class GraphedRun:
             # A copy: the next batch overwrites it, and the rows of this one are still to be kept.
             predictions: NDArray[np.float32] = self._host_out[:n].numpy().copy()
             return predictions
+
+    def settle(self) -> None:
+        """Brings what was counted on the device into its sketch."""
+        with self._lock:
+            collect = self.intake.close()
+        collect()
 
     def _renewed(self, weights: Flat | None, replay: Work) -> Work:
         """The replay, after a copy of the weights where others are there."""
@@ -200,6 +236,28 @@ class HostColumns:
         """See Intake."""
         _, features, ids = _parts(device, Bucket(rows, self.features, self.ids))
         return lambda: (features, ids)
+
+    def writer(
+        self, executor: Executor, slab: Slab, sketch: Sketch | None, start: int, stop: int
+    ) -> Callable[..., object]:
+        """See Intake."""
+        return lambda features, ids: executor.run(slab, sketch, start, stop, features, ids)
+
+    def example(self, version: LoadedVersion, n: int) -> Example:
+        """See Intake."""
+        features, ids = example_of(version, n)
+
+        def write(to_features: NDArray[Any], to_ids: NDArray[Any]) -> None:
+            to_features[:], to_ids[:] = features.numpy(), ids.numpy()
+
+        return write, features, ids
+
+    def close(self) -> Callable[[], None]:
+        """See Intake: nothing, counts are in the sketch at once."""
+        return lambda: None
+
+    bytes = 0
+    """See Intake."""
 
 
 class _HostSlot:

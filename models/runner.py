@@ -31,11 +31,15 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
 
 import torch
+from trimtab.kernels.cuda_graph import GraphColumns
+from trimtab.kernels.device import graph_columns
+from trimtab.kernels.program import ColumnProgram
 from trimtab.models.capturing import GraphError, Known, graph_version
 from trimtab.models.compiling import example_of
 from trimtab.models.errors import ModelError
@@ -123,9 +127,12 @@ def running(
     return loaded
 
 
-def ways(run: str, precision: str) -> list[tuple[str, bool]]:
-    """(precision, whether compiled) of the graphs to try on a GPU, what was asked for first, then with less."""
-    return list(dict.fromkeys([(precision, run == "compiled"), (precision, False), ("fp32", False)]))
+def ways(run: str, precision: str, columns: str = "cpu") -> list[tuple[str, bool, bool]]:
+    """(precision, whether compiled, whether with columns) of the graphs to try on a GPU, what was asked for first, then
+    with less."""
+    found = [(precision, run == "compiled"), (precision, False), ("fp32", False)]
+    places = (True, False) if columns == "gpu" else (False,)
+    return list(dict.fromkeys((*one, place) for place in places for one in found))
 
 
 def _on_gpu(load: Loader, settings: ModelSettings, most: int, tell: Callable[[int, str], None]) -> Loader:
@@ -136,15 +143,20 @@ def _on_gpu(load: Loader, settings: ModelSettings, most: int, tell: Callable[[in
         version = load(number)
         if isinstance(version, TensorVersion):
             place = version.device
-            use_graphs(version, most, lambda: _machine(place), ways(settings.run, settings.precision), tell)
+            tries = [(precision, compiled) for precision, compiled, _ in ways(settings.run, settings.precision)]
+            use_graphs(version, most, lambda: _machine(place), tries, tell)
             return version
         reasons: list[str] = []
-        for precision, compiled in ways(settings.run, settings.precision):
+        for precision, compiled, with_columns in ways(settings.run, settings.precision, settings.columns):
             began = time.monotonic()
-            how = f"by graphs in {precision}{', compiled' if compiled else ''}"
+            how = f"by graphs{' of columns and model' if with_columns else ''} in {precision}"
+            how += ", compiled" if compiled else ""
             try:
                 machine = _machine(version.device)
-                run = graph_version(version, most, machine, precision=precision, compiled=compiled, known=known)
+                columns = partial(_columns, version.device) if with_columns else None
+                run = graph_version(
+                    version, most, machine, precision=precision, compiled=compiled, known=known, columns=columns
+                )
             except GraphError as error:
                 reasons.append(f"not {how}: {error}")
                 continue
@@ -166,6 +178,10 @@ def _on_gpu(load: Loader, settings: ModelSettings, most: int, tell: Callable[[in
 
 def _machine(device: torch.device) -> Machine:
     return CudaMachine(device)
+
+
+def _columns(device: torch.device, program: ColumnProgram) -> GraphColumns | str:
+    return graph_columns(program, device.index or 0)
 
 
 def _told(load: Loader, what: str, tell: Callable[[int, str], None]) -> Loader:

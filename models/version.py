@@ -43,7 +43,6 @@ __all__ = [
     "LoadedVersion",
     "Shared",
     "StagedRun",
-    "Write",
     "architecture_of",
     "load_version",
     "loaded",
@@ -53,7 +52,6 @@ __all__ = [
 ]
 
 Run = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-Write = Callable[[NDArray[np.float32], NDArray[np.int64]], object]
 WEIGHTS, COLUMNS, REFERENCE = "weights.safetensors", "columns.json", "reference.arrow"
 SCORES = "scores.json"
 """What predictions cost on labelled rows (kernels/estimate.py); a version may lack it."""
@@ -87,8 +85,12 @@ class StagedRun(Protocol):
         """Batches of as many rows as this are run as those of n are."""
         ...
 
-    def predict(self, n: int, write: Write) -> NDArray[np.float32]:
-        """float32 [n, K] predictions of the features f32[n, F] and ids i64[n, C] that `write` writes."""
+    def run(self, executor: Executor, slab: Slab, sketch: Sketch | None, start: int, stop: int) -> NDArray[np.float32]:
+        """float32 [n, K] predictions of the slab's rows [start, stop), counted for the sketch once it is settled."""
+        ...
+
+    def settle(self) -> None:
+        """Brings what was counted so far into the sketch that it was counted for."""
         ...
 
 
@@ -114,9 +116,11 @@ class LoadedVersion:
     """Its weights are not where it computes (sleeping.py): it cannot predict."""
     run_eagerly: Run = field(init=False)
     """Predictions [n, K] of features and ids, by the module."""
+    executor: Executor = field(init=False)
+    """Of its columns, on the host."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "_executor", executor_for(self.program, self.device.type))
+        object.__setattr__(self, "executor", executor_for(self.program, self.device.type))
         forward, predict = self.module.forward_of(), self.task.predict
         object.__setattr__(self, "run_eagerly", lambda features, ids: predict(forward(features, ids)))
         self.use_module()
@@ -147,15 +151,14 @@ class LoadedVersion:
     def predict(self, slab: Slab, sketch: Sketch | None = None, start: int = 0, stop: int = -1) -> NDArray[np.float32]:
         """float32 [n, K] predictions of the slab's rows [start, stop), −1 being its end.
 
-        With a sketch (of the program's spec), the rows' raw values and predictions are counted in it.
+        With a sketch (of the program's spec), the rows' raw values and predictions are counted in it; the former at
+        `settle`, at the latest.
         """
-        executor: Executor = self._executor  # type: ignore[attr-defined]
+        executor = self.executor
         staged: StagedRun | None = self._staged  # type: ignore[attr-defined]
         rows = (slab.rows if stop == -1 else stop) - start
         if staged is not None and staged.holds(rows):
-            predictions = staged.predict(
-                rows, lambda features, ids: executor.run(slab, sketch, start, stop, features, ids)
-            )
+            predictions = staged.run(executor, slab, sketch, start, start + rows)
         else:
             features, ids = executor.run(slab, sketch, start, stop)
             with torch.inference_mode():
@@ -167,14 +170,20 @@ class LoadedVersion:
             sketch.add_predictions(predictions)
         return predictions
 
+    def settle(self) -> None:
+        """Brings into their sketch what `predict` has counted so far: columns that run on a GPU count there."""
+        staged: StagedRun | None = self._staged  # type: ignore[attr-defined]
+        if staged is not None:
+            staged.settle()
+
     def count(self, slab: Slab, predictions: NDArray[np.float32], sketch: Sketch, start: int, stop: int) -> None:
         """Counts the slab's rows [start, stop) and their predictions [stop - start, K] as `predict` would have."""
-        self._executor.run(slab, sketch, start, stop)  # type: ignore[attr-defined]
+        self.executor.run(slab, sketch, start, stop)
         sketch.add_predictions(predictions)
 
     def sum_jointly(self, slab: Slab, taken: NDArray[np.int64], sketch: Sketch) -> None:
         """Adds the slab's rows at the positions `taken` to the joint part of a sketch of the program's spec."""
-        self._executor.sum_jointly(slab, taken, sketch)  # type: ignore[attr-defined]
+        self.executor.sum_jointly(slab, taken, sketch)
 
     def warm(self, batch_sizes: Sequence[int]) -> None:
         """Runs each batch size once, or one of those that are run alike, on rows of missing values. Raises VersionUnfit

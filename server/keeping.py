@@ -9,6 +9,9 @@ A batch whose requests lie in two windows or more is counted after it was answer
 cut is exact, no prediction depends on it, and it costs a second pass over the columns of that batch alone. The open
 window is handed over now and then (`on_open`) and when the server stops, so that the next one goes on with it.
 
+Columns that run on a GPU count there (LoadedVersion.settle): a window's sketch has all of its rows once the versions
+that counted in it were settled, which is before anything looks at it.
+
 What a window sums up of rows as a whole (kernels/joint_spec.py) costs a microsecond a row, so that only some are taken:
 `joint_rows` a second, spread over a batch, of one batch in `_JOINT_SECONDS` at most. A window of a busy time so has as
 many of them as one of a quiet time as long.
@@ -90,6 +93,8 @@ class _Window:
     end_us: int = -(1 << 62)
     version: LoadedVersion | None = None
     """That counted last; None in a window that an earlier server began, until a row comes."""
+    rows: int = 0
+    """Of batches that were counted, in the sketch or on a device still."""
 
 
 class Keeper:
@@ -131,6 +136,7 @@ class Keeper:
             self._grid.begin(opened.start_us)
             spec_hash = opened.sketch.spec.hash
             self._window = _Window(opened.sketch, spec_hash, self._saved, opened.start_us, opened.end_us)
+        self._counting: list[LoadedVersion] = []
         self._until_recent = 0
         self._allowed = Allowance(rows_per_second) if rows_per_second else None
         self._joint = Allowance(joint_rows) if joint_rows else None
@@ -158,14 +164,28 @@ class Keeper:
                 return None
             self._allowed.take(rows)
         self.sketched_rows += rows
+        if not any(version is one for one in self._counting):
+            self._counting.append(version)
         if self._grid is not None:
             assert times is not None
             return self._sketch_in_time(times, version)
         spec = version.program.sketch
         if self._window is None or self._window.spec_hash != spec.hash:
             # Another spec: what was counted by the old one can be compared with nothing any more.
+            self.settle()
             self._window = _Window(Sketch(spec), spec.hash, time.monotonic())
         return self._window.sketch
+
+    def counts(self, version: LoadedVersion) -> bool:
+        """Whether a device may have counted by this version what no sketch has yet. Any thread, while no batch of it is
+        computed."""
+        return any(version is one for one in self._counting)
+
+    def settle(self) -> None:
+        """Brings what devices have counted into the sketches that it was counted for. On the compute thread."""
+        for version in self._counting:
+            version.settle()
+        self._counting.clear()
 
     def keep(
         self,
@@ -187,7 +207,7 @@ class Keeper:
         if self._grid is not None and (sketch is not None or self._apart):
             self._extend_in_time(slab, counts, times, version, predictions, summed)
         elif sketch is not None:
-            self._extend(times, version)
+            self._extend(times, version, slab.rows)
         self._until_recent -= 1
         if self._until_recent < 0:
             recent = Slab(self._schema)
@@ -195,13 +215,15 @@ class Keeper:
             self.recent = recent
             self._until_recent = _RECENT_BATCHES
 
-    def _extend(self, times: NDArray[np.int64], version: LoadedVersion) -> None:
+    def _extend(self, times: NDArray[np.int64], version: LoadedVersion, rows: int) -> None:
         window = self._window
         assert window is not None
+        window.rows += rows
         window.start_us = min(window.start_us, int(times.min()))
         window.end_us = max(window.end_us, int(times.max()))
         old = time.monotonic() >= window.opened + self._window_seconds
-        if old and window.sketch.rows >= self._window_rows:
+        if old and window.rows >= self._window_rows:
+            self.settle()
             self._window = None
             assert self._on_window is not None
             self._on_window(ClosedWindow(window.sketch, version, window.start_us, window.end_us))
@@ -238,6 +260,11 @@ class Keeper:
 
     def suspend(self) -> None:
         """Hands the open window over, to be gone on with by the next server. When the compute thread has ended."""
+        try:
+            self.settle()
+        except Exception:
+            # A lost GPU takes what it has counted with it, and must not keep the rest from being saved.
+            _log.exception("rows of the open drift window are lost")
         window, self._window = self._window, None
         if self._grid is not None and window is not None and window.sketch.rows and self._on_open is not None:
             self._on_open(OpenWindow(window.sketch, window.start_us, window.end_us))
@@ -275,6 +302,7 @@ class Keeper:
         return window
 
     def _close(self, window: _Window, live: LoadedVersion) -> None:
+        self.settle()
         self._window = None
         version = window.version or live
         if version.program.sketch.hash != window.spec_hash:
@@ -300,6 +328,7 @@ class Keeper:
         now = time.monotonic()
         if self._on_open is not None and window is not None and now >= self._saved + _SAVE_SECONDS:
             self._saved = now
+            self.settle()
             self._on_open(OpenWindow(window.sketch.copy(), window.start_us, window.end_us))
 
     def _count_apart(

@@ -6,9 +6,11 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 
 from trimtab.models.loading import Version
 from trimtab.models.sleeping import Sleepers
+from trimtab.models.version import LoadedVersion
 from trimtab.server.engine import Engine
 from trimtab.server.errors import NoRoom, OutOfMemory, ServerError, status_number
 from trimtab.server.events import EventBus
@@ -19,6 +21,7 @@ from trimtab.server.statistics import LATENCY_BOUNDS, Distribution
 __all__ = ["Naps"]
 
 _log = logging.getLogger(__name__)
+_SETTLE_SECONDS = 10.0
 _WHERE = {"host": "its weights are in the host's memory", "disk": "its weights are on disk"}
 
 
@@ -36,9 +39,10 @@ class Naps:
         load: Callable[[int], Version],
         known: Callable[[], Mapping[int, Version]],
         live: Callable[[], int],
+        between: Callable[[Callable[[], None]], Future[None]],
     ) -> None:
         """`load` loads a version by way of `sleepers`, and tries it; `known`: what is loaded, by number;
-        `live`: the live one's number."""
+        `live`: the live one's number; `between` runs something on the compute thread."""
         self.name = engine.name
         self.seconds = Distribution(LATENCY_BOUNDS)
         """From the decision to wake a version to when it answers again."""
@@ -51,6 +55,7 @@ class Naps:
         self._load = load
         self._known = known
         self._live = live
+        self._between = between
         self._lock = threading.RLock()
         self._closed = False
         self._since: dict[int, float] = {}
@@ -103,9 +108,10 @@ class Naps:
                 return False
             size = _freed(self._known(), number)
             try:
+                self._settle(version)
                 where = self._sleepers.put(version)
             except Exception:
-                # No memory on the host, say. It serves, if not by graphs.
+                # No memory on the host, say. It serves on.
                 _log.exception("model %s version %d could not be put to sleep", self.name, number)
                 self._engine.wake_up(number)
                 self._since[number] = time.monotonic()
@@ -167,6 +173,12 @@ class Naps:
             if not isinstance(error, ServerError):
                 _log.exception("model %s version %d cannot be woken", self.name, number)
             self._refuse(number, error)
+
+    def _settle(self, version: Version) -> None:
+        """Before its graphs go: what they counted on a device is brought to the drift window, on the compute thread."""
+        keeper = self._engine.keeper
+        if keeper is not None and isinstance(version, LoadedVersion) and keeper.counts(version):
+            self._between(keeper.settle).result(_SETTLE_SECONDS)
 
     def _back_to_sleep(self, version: Version) -> None:
         """What could not be woken to the end: no memory for a batch, say."""

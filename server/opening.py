@@ -106,6 +106,7 @@ def open_model(
         memory=memory,
         idle=idle,
         sleepers=sleepers,
+        between=compute.run_between_batches,
         threads=server.threads,
         first=(lambda: publish_first(project, settings, versions)) if settings.takes_tensors else None,
         on_fault=on_fault,

@@ -10,16 +10,16 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from trimtab._native import Schema, Slab, TensorSchema
 from trimtab.models.loading import Version
+from trimtab.models.made_up import made_up_rows, synthetic_rows
 from trimtab.models.tensors import TensorVersion
 from trimtab.models.version import LoadedVersion, missing_rows
 from trimtab.server.errors import Unfit
 
-__all__ = ["Latency", "batch_sizes", "check_finite", "check_like", "measure", "synthetic_rows"]
+__all__ = ["Latency", "batch_sizes", "check_finite", "check_like", "measure"]
 
 _EVERY_SIZE_UP_TO = 1024
 _REPEATS = 15
@@ -77,31 +77,8 @@ def measure(candidate: Version, most: int) -> Latency:
     """Times one row and a full batch, on made-up rows."""
     if isinstance(candidate, TensorVersion):
         return Latency(candidate.measure(1), candidate.measure(most))
-    full = Slab(candidate.program.schema)
-    made = synthetic_rows(candidate.program.schema)
-    while full.rows < most:
-        full.extend(made, stop=min(made.rows, most - full.rows))
+    full = made_up_rows(candidate.program.schema, most)
     return Latency(_median_us(candidate, full, 1), _median_us(candidate, full, most))
-
-
-def synthetic_rows(schema: Schema, rows: int = 61) -> Slab:
-    """Zeros, ones, and random rows of ordinary size; always the same."""
-    rng = np.random.default_rng(0)
-    columns: list[Any] = []
-    for kind in schema.types:
-        if kind == "boolean":
-            columns.append(np.concatenate([[0, 1], rng.integers(0, 2, rows - 2)]).astype(np.float32))
-        elif kind == "real":
-            columns.append(np.concatenate([[0, 1], rng.normal(0, 10, rows - 2)]).astype(np.float32))
-        elif kind == "integer":
-            columns.append(np.concatenate([[0, 1], rng.integers(-1000, 1000, rows - 2)]).astype(np.int64))
-        else:
-            texts = [b"", b"?", *(f"unseen {i}".encode() for i in range(rows - 2))]
-            offsets = np.concatenate([[0], np.cumsum([len(text) for text in texts])]).astype(np.int32)
-            columns.append((offsets, np.frombuffer(b"".join(texts), np.uint8)))
-    slab = Slab(schema)
-    slab.append_columns(columns)
-    return slab
 
 
 def _fields(schema: Schema) -> list[tuple[str, str]]:

@@ -21,7 +21,7 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -74,13 +74,14 @@ class Swap:
         memory: ModelMemory,
         idle: Idle,
         sleepers: Sleepers,
+        between: Callable[[Callable[[], None]], Future[None]],
         threads: int,
         first: Callable[[], object] | None = None,
         on_fault: Callable[[str], None] | None = None,
     ) -> None:
-        """`load` loads a version, by way of `sleepers`; `first` publishes the first one, where nothing is published and
-        that is possible.
-        `on_fault` is called, on the stage thread, with what happened where staging found the GPU lost."""
+        """`load` loads a version, by way of `sleepers`; `between` runs something on the compute thread; `first`
+        publishes the first one, where nothing is published and that is possible. `on_fault` is called, on the stage or
+        wake thread, with what happened where one found the GPU lost."""
         self.engine = engine
         self.versions = versions
         self.live = live
@@ -118,6 +119,7 @@ class Swap:
             load=self._wake,
             known=lambda: dict(self._known),
             live=lambda: self._current.live,
+            between=between,
         )
         engine.on_wanted = self._wanted
 

@@ -545,6 +545,9 @@ class ModelSettings(Settings):
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Of the forward pass on a GPU; weights stay fp32 on disk and in training. A version whose predictions then differ
     too much (bf16: 3 %, fp16: 0.4 %) runs in fp32, and an event says so."""
+    columns: Literal["cpu", "gpu"] = "cpu"
+    """Where columns are transformed and counted of batches that run by CUDA graphs. "gpu": in the graph, which takes
+    CuPy; not measured yet, hence not the default."""
     graphs: Literal["shared", "own"] = "shared"
     """On a GPU. "shared": versions of one shape have one set of CUDA graphs, and a batch of another version than the
     one before copies that version's weights over first; a swap costs one such copy. "own": each version has its own

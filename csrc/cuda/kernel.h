@@ -16,6 +16,27 @@
 
 namespace trimtab::cuda {
 
+// Rows from this block's chunk on. A staged batch (TRIMTAB_STAGED) says in its header how many rows it has, of as many as
+// the launch is for, so there are blocks without any; and in which epoch they count.
+TRIMTAB_DEVICE Word rows_left(const Launch& launch) {
+    const Word start = blockIdx.x * launch.chunk;
+#if TRIMTAB_STAGED
+    const Word came = word(launch.header);
+    const Word rows = came < launch.rows ? came : launch.rows;
+    return start < rows ? rows - start : 0;
+#else
+    return launch.rows - start;
+#endif
+}
+
+TRIMTAB_DEVICE Word epoch(const Launch& launch) {
+#if TRIMTAB_STAGED
+    return word(launch.header + 2);
+#else
+    return word(launch.control);
+#endif
+}
+
 TRIMTAB_DEVICE void begin(const Launch& launch, const Group& group, Word* shared) {
     const Word n_states = group.n_states * group.slices;
     auto* const sums = reinterpret_cast<double2*>(shared);
@@ -158,7 +179,7 @@ TRIMTAB_DEVICE void add(Moments& to, const Moments& m) {
 // `behind`: rows behind the last that were taken as missing.
 TRIMTAB_DEVICE void put_counts(const Launch& launch, const Group& group, const Item& item, const Word* shared,
                                Word behind) {
-    Count* const counts = launch.counts + word(launch.control) * launch.n_counts + item.counts;
+    Count* const counts = launch.counts + epoch(launch) * launch.n_counts + item.counts;
     for (Word slot = threadIdx.x % 32; slot < item.buckets + kPrefix; slot += 32) {
         Word total = 0;
         for (Word slice = 0; slice < group.slices; ++slice) {
@@ -172,7 +193,7 @@ TRIMTAB_DEVICE void put_counts(const Launch& launch, const Group& group, const I
 
 // Adds a field's moments of the launch to the epoch's; one thread does that.
 TRIMTAB_DEVICE void put_total(const Launch& launch, const Item& item, const Moments& moments) {
-    double* const into = launch.moments + word(launch.control) * launch.n_moments + item.moments;
+    double* const into = launch.moments + epoch(launch) * launch.n_moments + item.moments;
     const double least = static_cast<double>(moments.least) + 0.0;  // -0 becomes +0
     const double most = static_cast<double>(moments.most) + 0.0;
     into[0] = least < into[0] ? least : into[0];
@@ -225,9 +246,8 @@ TRIMTAB_DEVICE void finish(const Launch& launch, const Group& group, Word* share
         if (item.moments != kNone) put_moments(launch, group, item, shared);
     }
     if (threadIdx.x == 0 && blockIdx.y == 0) {
-        const Word first = blockIdx.x * launch.chunk;
-        const Word left = launch.rows - first;
-        atomicAdd(&launch.counts[word(launch.control) * launch.n_counts],
+        const Word left = rows_left(launch);
+        atomicAdd(&launch.counts[epoch(launch) * launch.n_counts],
                   static_cast<Count>(left < launch.chunk ? left : launch.chunk));
     }
     if (gridDim.x == 1) return;  // a small batch's only chunk waits for nobody
@@ -253,7 +273,7 @@ TRIMTAB_DEVICE void run_block(const Launch& launch, Word* shared) {
     const Word abreast = kWarps / group.slices;  // items at a time
     const Word slice = (threadIdx.x / 32) / abreast;
     const Word start = blockIdx.x * launch.chunk;
-    const Word left = launch.rows - start;
+    const Word left = rows_left(launch);
     const Word stop = start + (left < launch.chunk ? left : launch.chunk);
     const Word* const items = launch.tables + launch.items;
     Warp warp{launch, shared, group.tile, group.raw, tile_rows, group.histograms + slice * group.histogram_words,
@@ -289,10 +309,10 @@ extern "C" __global__ void __launch_bounds__(256, TRIMTAB_BLOCKS)
                     unsigned long long feature_pitch, long long* __restrict__ ids, unsigned long long id_pitch,
                     unsigned long long* counts, unsigned long long n_counts, double* moments,
                     unsigned long long n_moments, double* partials, unsigned n_partials, unsigned* control,
-                    unsigned rows, unsigned chunk, unsigned aligned) {
+                    unsigned rows, unsigned chunk, unsigned aligned, const unsigned* __restrict__ header) {
     TRIMTAB_SHARED(float4, shared);
     trimtab::cuda::run_block({tables, items, columns, matrix, matrix_pitch, features, feature_pitch, ids, id_pitch,
-                              counts, n_counts, moments, n_moments, partials, n_partials, control, rows, chunk,
-                              aligned},
+                              counts, n_counts, moments, n_moments, partials, n_partials, control, header, rows,
+                              chunk, aligned},
                              reinterpret_cast<unsigned*>(shared));
 }

@@ -71,7 +71,8 @@ struct alignas(16) Item {
     Word edge_table;
 };
 
-// The kernel's arguments. counts and moments: two epochs one after the other, of which control[0] says which is added to.
+// The kernel's arguments. counts and moments: epochs one after the other, of which control[0] says which is added to. Of
+// a staged batch, header[0] says how many rows there are, and header[2] which epoch.
 struct Launch {
     const Word* tables;
     Word items;  // word offset
@@ -88,7 +89,8 @@ struct Launch {
     std::size_t n_moments;
     double* partials;  // [blockIdx.x, n_partials, 4]
     Word n_partials;
-    Word* control;  // the epoch, then a ticket for each group
+    Word* control;  // an epoch, then a ticket for each group
+    const Word* header;  // null: not staged
     Word rows;
     Word chunk;  // rows that a block takes
     Word aligned;  // whether columns and matrix begin at, and the matrix's rows are, multiples of 16 bytes

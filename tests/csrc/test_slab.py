@@ -308,3 +308,74 @@ def test_schema_is_a_value() -> None:
 def test_wrong_schemas_are_refused(names: list[str], types: list[str], keys: int, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Schema(names, types, keys)
+
+
+# --- copy_columns
+
+
+def _numbers(rows: int, seed: int) -> tuple[Slab, list[Any]]:
+    random = np.random.default_rng(seed)
+    columns: list[Any] = [
+        random.normal(size=rows).astype(np.float32),
+        random.integers(-(1 << 62), 1 << 62, rows),
+        random.choice(np.asarray([0, 1, np.nan], np.float32), rows),
+        (np.zeros(rows + 1, np.int32), np.zeros(0, np.uint8)),
+    ]
+    slab = Slab(Schema(["x", "n", "b", "s"], ["real", "integer", "boolean", "string"]))
+    slab.append_columns(columns)
+    return slab, columns
+
+
+@given(st.data())
+def test_columns_are_copied_to_their_places(data: st.DataObject) -> None:
+    rows = data.draw(st.integers(0, 40))
+    slab, columns = _numbers(rows, data.draw(st.integers(0, 1000)))
+    start = data.draw(st.integers(0, rows))
+    stop = data.draw(st.integers(start, rows))
+    taken = data.draw(st.lists(st.booleans(), min_size=3, max_size=3))
+    at, places = data.draw(st.integers(0, 9)), [-1] * 4
+    expected = np.full(at + 40 * 16 + 30, 0xAB, np.uint8)
+    for index in data.draw(st.permutations([0, 1, 2])):
+        if taken[index]:
+            part = columns[index][start:stop].view(np.uint8)
+            expected[at : at + len(part)] = part
+            places[index], at = at, at + len(part) + data.draw(st.integers(0, 9))
+    into = np.full_like(expected, 0xAB)
+    slab.copy_columns(into, np.asarray(places, np.int64), start, stop)
+    np.testing.assert_array_equal(into, expected)
+
+
+@pytest.mark.parametrize(
+    ("places", "span", "size", "error", "says"),
+    [
+        ([0, -1, -1], (0, 5), 64, ValueError, "expected 4, one a column, came 3"),
+        ([-1, -1, -1, 0], (0, 5), 64, ValueError, '"s" is string'),
+        ([0, -1, -1, -1], (0, 6), 64, IndexError, r"rows within \[0, 5\), came \[0, 6\)"),
+        ([0, -1, -1, -1], (3, 2), 64, IndexError, "rows within"),
+        ([45, -1, -1, -1], (0, 5), 64, IndexError, '"x": 20 bytes at 45 are not within the buffer\'s 64'),
+        ([0, 30, -1, -1], (0, 5), 64, IndexError, '"n": 40 bytes at 30'),
+        ([0, (1 << 63) - 1, -1, -1], (0, 5), 64, IndexError, '"n"'),
+        ([65, -1, -1, -1], (0, 0), 64, IndexError, '"x": 0 bytes at 65'),
+    ],
+)
+def test_copies_out_of_bounds_write_nothing(
+    places: list[int], span: tuple[int, int], size: int, error: type[Exception], says: str
+) -> None:
+    slab, _ = _numbers(5, 1)
+    into = np.zeros(size, np.uint8)
+    with pytest.raises(error, match=says):
+        slab.copy_columns(into, np.asarray(places, np.int64), *span)
+    assert not into.any()
+
+
+def test_copies_need_a_buffer_to_write_to() -> None:
+    slab, _ = _numbers(5, 1)
+    places = np.zeros(4, np.int64)
+    places[1:] = -1
+    frozen = np.zeros(64, np.uint8)
+    frozen.setflags(write=False)
+    with pytest.raises(ValueError, match="writeable"):
+        slab.copy_columns(frozen, places, 0, 5)
+    for wrong in (np.zeros(64, np.int8), np.zeros(128, np.uint8)[::2]):
+        with pytest.raises(TypeError):
+            slab.copy_columns(wrong, places, 0, 5)  # type: ignore[arg-type]

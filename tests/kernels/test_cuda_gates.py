@@ -38,9 +38,9 @@ def nvdisasm() -> str | None:
 
 
 @cache
-def cubin(program: str, matrix: bool, sketch: bool, vectors: int, architecture: str) -> Cubin:
+def cubin(program: str, matrix: bool, sketch: bool, vectors: int, architecture: str, staged: bool = False) -> Cubin:
     made = {"standard": standard(64, 31), "every op": all_ops()}[program]
-    return compile_cubin(Compiled.of(made).source, Variant(matrix, sketch, vectors), architecture)
+    return compile_cubin(Compiled.of(made).source, Variant(matrix, sketch, vectors, staged), architecture)
 
 
 def registers_of(log: str) -> int:
@@ -51,10 +51,11 @@ def registers_of(log: str) -> int:
 
 @needs_nvrtc
 @pytest.mark.parametrize("layout", [WIDE, NARROW])
-@pytest.mark.parametrize("matrix", [False, True])
+@pytest.mark.parametrize("form", ["columns", "matrix", "staged"])
 @pytest.mark.parametrize("architecture", ["sm_80", "sm_90", "sm_100"])
-def test_registers_of_the_standard_chain(architecture: str, matrix: bool, layout: object) -> None:
-    log = cubin("standard", matrix, True, layout.vectors, architecture).log  # type: ignore[attr-defined]
+def test_registers_of_the_standard_chain(architecture: str, form: str, layout: object) -> None:
+    vectors = layout.vectors  # type: ignore[attr-defined]
+    log = cubin("standard", form == "matrix", True, vectors, architecture, form == "staged").log
     assert registers_of(log) <= REGISTERS
     assert "0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads" in log
 
@@ -69,16 +70,17 @@ def test_no_spills_with_every_op(layout: object) -> None:
 
 
 @needs_nvrtc
-@pytest.mark.parametrize("matrix", [False, True])
-def test_instructions_of_the_standard_chain(matrix: bool) -> None:
+@pytest.mark.parametrize("form", ["columns", "matrix", "staged"])
+def test_instructions_of_the_standard_chain(form: str) -> None:
     """Impute, clip, standardise; moments, minimum, maximum and a histogram of 31 edges."""
     tool = nvdisasm()
     if tool is None:
         pytest.skip("nvdisasm is neither on PATH nor installed by nvidia-cuda-nvdisasm")
-    blocks = blocks_of(disassembled(cubin("standard", matrix, True, WIDE.vectors, "sm_90").data, tool))
+    made = cubin("standard", form == "matrix", True, WIDE.vectors, "sm_90", form == "staged")
+    blocks = blocks_of(disassembled(made.data, tool))
     # One counter is added to for each value; loads and stores move four.
     parts = {"ATOMS.POPC.INC": 1, "STG.E.128": VALUES_A_VECTOR}
-    if matrix:
+    if form == "matrix":
         parts["LDG.E.EF.128"] = VALUES_A_VECTOR
     total = 0.0
     for mark, values in parts.items():

@@ -309,10 +309,13 @@ def test_weights_beyond_half_precision_are_refused_in_it() -> None:
 
 
 def test_what_is_asked_for_is_tried_first() -> None:
-    assert ways("auto", "fp32") == [("fp32", False)]
-    assert ways("auto", "bf16") == [("bf16", False), ("fp32", False)]
-    assert ways("compiled", "fp32") == [("fp32", True), ("fp32", False)]
-    assert ways("compiled", "fp16") == [("fp16", True), ("fp16", False), ("fp32", False)]
+    plain = ("fp32", False, False)
+    assert ways("auto", "fp32") == [plain]
+    assert ways("auto", "bf16") == [("bf16", False, False), plain]
+    assert ways("compiled", "fp32") == [("fp32", True, False), plain]
+    assert ways("compiled", "fp16") == [("fp16", True, False), ("fp16", False, False), plain]
+    assert ways("auto", "fp32", "gpu") == [("fp32", False, True), plain]
+    assert ways("auto", "bf16", "gpu") == [(p, False, c) for c in (True, False) for p in ("bf16", "fp32")]
 
 
 @pytest.mark.gpu

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from trimtab.kernels.sketch import Sketch
 from trimtab.models import capturing, runner
 from trimtab.models.architectures import build
-from trimtab.models.capturing import Known, VersionRun, graph_version, shape_of
+from trimtab.models.capturing import Known, VersionRun, graph_version
 from trimtab.models.compiling import example_of
 from trimtab.models.flat import Flat
 from trimtab.models.loading import Loader
@@ -134,32 +134,24 @@ def test_one_capture_serves_all_of_a_shape() -> None:
 @pytest.mark.parametrize(
     "other",
     [
+        {},
+        {"most": MOST + 1},
+        {"precision": "bf16"},
         {"config": {**CONFIG, "widths": [9]}},
         {"task": PRICE},
         {"config": {**CONFIG, "dropout": 0.25}},  # not in what is computed; files cannot tell
     ],
-    ids=["widths", "task", "architecture"],
+    ids=["none", "most", "precision", "widths", "task", "architecture"],
 )
 def test_other_shapes_have_graphs_of_their_own(other: dict[str, Any]) -> None:
     known: Known = {}
     on = PretendMachine()
-    runs = [
-        graph_version(version_of("pretend", 1), MOST, on, known=known),
-        graph_version(version_of("pretend", 2, **other), MOST, on, known=known),
-    ]
-    assert runs[0].graphs is not runs[1].graphs
-    assert len(known) == 2
-
-
-def test_a_shape_is_what_a_graph_depends_on() -> None:
-    one, other = version_of("pretend", 1), version_of("pretend", 2)
-    assert one.flat is not None
-    assert other.flat is not None
-    same = shape_of(one, one.flat, MOST, "fp32", False)
-    assert shape_of(other, other.flat, MOST, "fp32", False) == same
-    assert shape_of(one, one.flat, MOST + 1, "fp32", False) != same
-    assert shape_of(one, one.flat, MOST, "bf16", False) != same
-    assert shape_of(one, one.flat, MOST, "fp32", True) != same
+    how = {"most": MOST} | {name: other[name] for name in ("most", "precision") if name in other}
+    version = {name: value for name, value in other.items() if name not in how}
+    first = graph_version(version_of("pretend", 1), MOST, on, known=known)
+    second = graph_version(version_of("pretend", 2, **version), machine=on, known=known, **how)
+    assert (first.graphs is second.graphs) == (not other)
+    assert len(known) == 1 + bool(other)
 
 
 def test_what_was_folded_into_a_graph_is_noticed() -> None:

@@ -33,6 +33,9 @@ class Version:
         self.number = 1
         self.program = SimpleNamespace(sketch=spec(edge))
 
+    def settle(self) -> None:
+        """What it counts is in the sketch at once."""
+
     def count(self, _slab: object, predictions: Any, sketch: Sketch, start: int, stop: int) -> None:
         assert len(predictions) == stop - start
         sketch.counts[0] += stop - start
@@ -245,6 +248,7 @@ def test_windows_of_rows_are_as_before(tmp_path: Path) -> None:
     keeper = Keeper(Schema(["x"], ["real"]), 10, None, closed.append)
     version: Any = Version()
     slab = Slab(Schema(["x"], ["real"]))
+    slab.append_columns([np.zeros(4, np.float32)])
     for number in range(6):
         times = np.array([number * HOUR], np.int64)
         sketch = keeper.sketch(version, version, 4, times)

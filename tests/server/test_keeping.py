@@ -16,7 +16,9 @@ from trimtab.kernels.sketch_spec import RealField, SketchSpec
 from trimtab.server import keeping
 from trimtab.server.keeping import Keeper
 
-VERSION: Any = SimpleNamespace(program=SimpleNamespace(sketch=SketchSpec((RealField("x", (), 0.0, 1.0),))))
+VERSION: Any = SimpleNamespace(
+    program=SimpleNamespace(sketch=SketchSpec((RealField("x", (), 0.0, 1.0),))), settle=lambda: None
+)
 
 
 class Clock:
@@ -113,6 +115,9 @@ class Summing:
         self.number = 1
         self.program = SimpleNamespace(sketch=SUMMED)
         self.taken: list[list[int]] = []
+
+    def settle(self) -> None:
+        """What it counts is in the sketch at once."""
 
     def sum_jointly(self, _slab: object, taken: Any, sketch: Sketch) -> None:
         assert len(sketch.joint)

@@ -4,6 +4,7 @@ machine everywhere, on a real one where there is one."""
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -53,7 +54,7 @@ class Rig:
         self.news = asyncio.Condition()
         self.plain = {number: loaded(project, number) for number in (1, 2)}
         settings = project.model(MODEL)
-        self.engine = Engine(settings, hub=self.hub, capture=None, on_window=None, lockstep=True)
+        self.engine = Engine(settings, hub=self.hub, capture=None, on_window=lambda _: None, lockstep=True)
         paths = project.model_state(MODEL)
         self.store = VersionStore(paths.versions)
         self.machine = machine
@@ -70,6 +71,7 @@ class Rig:
             memory=self.memory,
             idle=self.idle,
             sleepers=sleepers,
+            between=self.compute.run_between_batches,
             threads=1,
         )
         self.watching = asyncio.create_task(self.watch())
@@ -160,6 +162,36 @@ async def test_a_request_wakes_weights_and_graphs(rig: Rig) -> None:
     assert rig.version(1) is version
     assert rig.memory.used == size
     assert (rig.swap.naps.slept, rig.swap.naps.woken, rig.swap.naps.failed) == (1, 1, 0)
+
+
+async def test_what_its_graphs_counted_is_kept(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Columns that run on a GPU count there: it is fetched while there is something to fetch it from."""
+    settled: list[tuple[bool, bool, str]] = []
+
+    def settle(version: LoadedVersion) -> None:
+        there = version._staged is not None  # type: ignore[attr-defined]
+        settled.append((version.asleep, there, threading.current_thread().name))
+
+    monkeypatch.setattr(LoadedVersion, "settle", settle)
+    await rig.sleep(1)
+    assert settled == []  # nothing was counted
+    await right(rig, 1)
+    await rig.compute.barrier()
+    await rig.sleep(1)
+    assert settled == [(False, True, "trimtab-compute-cpu")]
+
+
+async def test_what_cannot_be_settled_stays_awake(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    def settle(_: LoadedVersion) -> None:
+        raise RuntimeError("no")
+
+    await right(rig, 1)
+    await rig.compute.barrier()
+    with monkeypatch.context() as patch:
+        patch.setattr(LoadedVersion, "settle", settle)
+        assert not await asyncio.to_thread(rig.swap.naps.put_to_sleep, 1, "")
+    assert rig.swap.naps.asleep == frozenset()
+    await right(rig, 1)
 
 
 async def test_many_requests_wake_it_once(rig: Rig) -> None:

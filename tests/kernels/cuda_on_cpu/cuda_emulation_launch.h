@@ -24,6 +24,7 @@ struct Arguments {
     std::uint64_t rows;
     std::uint64_t chunk;
     std::uint64_t aligned;
+    const unsigned* header;
 };
 
 inline void call(void* given) {
@@ -31,7 +32,7 @@ inline void call(void* given) {
     const auto narrow = [](std::uint64_t value) { return static_cast<unsigned>(value); };
     trimtab_columns(a.tables, narrow(a.items), a.columns, a.matrix, a.matrix_pitch, a.features, a.feature_pitch, a.ids,
                     a.id_pitch, a.counts, a.n_counts, a.moments, a.n_moments, a.partials, narrow(a.n_partials),
-                    a.control, narrow(a.rows), narrow(a.chunk), narrow(a.aligned));
+                    a.control, narrow(a.rows), narrow(a.chunk), narrow(a.aligned), a.header);
 }
 
 }  // namespace emulation
