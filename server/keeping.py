@@ -164,11 +164,17 @@ class Keeper:
                 return None
             self._allowed.take(rows)
         self.sketched_rows += rows
-        if not any(version is one for one in self._counting):
-            self._counting.append(version)
         if self._grid is not None:
             assert times is not None
-            return self._sketch_in_time(times, version)
+            found = self._sketch_in_time(times, version)
+        else:
+            found = self._sketch_now(version)
+        # Last: a window that closes to make way for this batch's settles, and forgets who counted.
+        if not self.counts(version):
+            self._counting.append(version)
+        return found
+
+    def _sketch_now(self, version: LoadedVersion) -> Sketch:
         spec = version.program.sketch
         if self._window is None or self._window.spec_hash != spec.hash:
             # Another spec: what was counted by the old one can be compared with nothing any more.
