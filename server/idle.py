@@ -45,6 +45,7 @@ from trimtab.server.memory import ModelMemory
 __all__ = ["Idle", "Sleepy", "Use", "due", "next_due", "room"]
 
 _SERVING_SECONDS = 1.0
+_LEAST_SECONDS = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,8 +147,10 @@ class Idle:
             if idle:
                 await asyncio.to_thread(self._put_to_sleep, idle, "")
             when = next_due(self._uses())
+            # What is due still could not be put to sleep just now: something else of its model is being woken, say.
+            seconds = None if when is None else max(_LEAST_SECONDS, when - self._clock())
             try:
-                await asyncio.wait_for(self._changed.wait(), None if when is None else max(0.0, when - self._clock()))
+                await asyncio.wait_for(self._changed.wait(), seconds)
             except TimeoutError:
                 continue
 

@@ -74,12 +74,12 @@ class ModelMemory:
         return sum(sum(sizes.values()) for sizes in self._sizes.values())
 
     def _described(self, model: str, number: int) -> str:
-        others = [
-            f"{name!r} {sorted(set(sizes) - ({number} if name == model else set()))}"
+        others = {
+            name: sorted(other for other, size in sizes.items() if size and (name, other) != (model, number))
             for name, sizes in self._sizes.items()
-            if set(sizes) - ({number} if name == model else set())
-        ]
-        return "versions of " + ", ".join(others) if others else "nothing"
+        }
+        found = [f"{name!r} {numbers}" for name, numbers in others.items() if numbers]
+        return "versions of " + ", ".join(found) if found else "nothing"
 
 
 def sizes_of(versions: Mapping[int, Version]) -> dict[int, int]:

@@ -140,9 +140,9 @@ class Naps:
                 self._engine.wake_up(number)
                 return
             began = time.monotonic()
-            before = sum(sizes_of(self._known()).values())
             try:
                 self._idle.reserve(self.name, number, self._sizes.get(number, 0))
+                before = sum(sizes_of(self._known()).values())
                 self._sleepers.wake(version, self._load)
                 self._idle.reserve(self.name, number, sum(sizes_of(self._known()).values()) - before)
             except BaseException:
