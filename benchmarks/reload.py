@@ -50,6 +50,7 @@ from trimtab.store.project import Project
 from trimtab.store.versions import VersionStore
 
 SIZES = {"1 MB": 1 << 20, "100 MB": 100 << 20, "1 GB": 1 << 30}
+REPEATS = {"1 MB": 40, "100 MB": 20, "1 GB": 8}
 QUICK = {"1 MB": 1 << 20, "100 MB": 100 << 20}
 WIDTH, TAKEN, MOST = 64, 8, 64
 CODE = """
@@ -255,7 +256,7 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     summary: dict[str, float] = {}
     for name, size in (QUICK if given.quick else SIZES).items():
-        repeats = 5 if given.quick else 15 if size >= 1 << 30 else 40
+        repeats = 5 if given.quick else REPEATS[name]
         for case, work in (("reload", lambda p, s, r: within(p, s, r)), ("request", lambda p, _, r: over(p, r))):
             row: dict[str, Any] = {"case": case, "size": name, "bytes": size, "device": device()}
             with tempfile.TemporaryDirectory() as folder:

@@ -319,7 +319,7 @@ def load_tensor_version(
     place = torch.device(device)
     with contextlib.suppress(NotImplementedError):  # exported programs have no modes
         module.eval()
-    module.requires_grad_(False)
+    module.requires_grad_(False).to(place)  # the user's module may have more to move than parameters and buffers
     flat = flat_on(module, place)
     version = TensorVersion(number, manifest.weights, manifest, source, definition, module, place, flat)
     version.warm([1])
