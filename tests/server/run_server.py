@@ -2,7 +2,7 @@
 
 FAKE_TRAINER names a script that takes the trainer's place. The option `file_bytes` bounds the size of files that are
 written (beyond it writes fail as on a full disk); stderr goes to stdout then, for it may be a file. `stuck`: captures
-cannot be closed.
+cannot be closed. `played_gpu`: see played_gpu.py.
 """
 
 from __future__ import annotations
@@ -30,6 +30,10 @@ if __name__ == "__main__":
     if options.pop("stuck", False):
         # A disk that does not answer any more.
         CaptureWriter.close = lambda self: threading.Event().wait()  # type: ignore[method-assign]
+    if options.pop("played_gpu", False):
+        from played_gpu import play  # type: ignore[import-not-found]
+
+        play()
     try:
         project = Project.load(sys.argv[1])
     except ProjectError as error:
