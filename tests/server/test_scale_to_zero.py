@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -24,7 +25,20 @@ from trimtab.protos.v1 import trimtab_pb2
 from trimtab.store.project import Project
 
 from . import own
-from .world import MODEL, Running, expected, infer_request, loaded, predictions, publish, serving, table, write_project
+from .test_drift_windows import HOUR, MONDAY, advance, reports, spans
+from .world import (
+    MODEL,
+    Running,
+    expected,
+    infer_request,
+    loaded,
+    predictions,
+    program,
+    publish,
+    serving,
+    table,
+    write_project,
+)
 
 IDLE = "idle_seconds = 0.05"
 LONG = "idle_seconds = 3600"
@@ -58,8 +72,8 @@ class Watched:
 
 
 @contextlib.contextmanager
-def watching(project: Project) -> Iterator[tuple[Watched, Any]]:
-    with serving(project) as running, running.lifecycle() as lifecycle, running.inference() as stub:
+def watching(project: Project, **options: Any) -> Iterator[tuple[Watched, Any]]:
+    with serving(project, **options) as running, running.lifecycle() as lifecycle, running.inference() as stub:
         yield Watched(running, lifecycle), stub
 
 
@@ -110,6 +124,36 @@ def test_columns_fall_asleep_and_a_request_wakes_them(tmp_path: Path) -> None:
         assert found.tobytes() == expected(loaded(project, 1), rows).tobytes()
         woken = server.until("awake")
         assert 0 < woken.numbers["seconds"] < 60
+        assert server.running.stop() == 0
+
+
+@pytest.mark.parametrize("columns", ["cpu", "gpu"])
+def test_on_a_gpu_they_sleep_in_the_hosts_memory(columns: str, tmp_path: Path) -> None:
+    """One that is played; and what its graphs have counted is in the drift window all the same."""
+    project = write_project(
+        tmp_path / "project",
+        model=f'{IDLE}\ncolumns = "{columns}"',
+        sections={"batching": "max_batch_size = 32", "drift": 'window = "1h"'},
+    )
+    fitted = program(project)
+    for number in (1, 2):
+        publish(project, number, verdict="initial" if number == 1 else "", fitted=fitted)
+    rows = table(20)
+    wanted = {number: expected(loaded(project, number), rows) for number in (1, 2)}
+    with watching(project, played_gpu=True) as (server, stub):
+        for turn, number in enumerate((1, 1, 2, 1)):
+            if turn == 2:
+                server.lifecycle.Promote(
+                    trimtab_pb2.PromoteRequest(model_name=MODEL, version=2, expected_epoch=-1), timeout=60
+                )
+            elif turn == 3:
+                server.lifecycle.Rollback(trimtab_pb2.RollbackRequest(model_name=MODEL), timeout=60)
+            answer = stub.ModelInfer(infer_request(rows, trimtab_time_us=MONDAY + turn * HOUR // 8))
+            assert answer.model_version == str(number)
+            np.testing.assert_allclose(predictions(answer), wanted[number], rtol=1e-5, atol=1e-6)
+            assert server.until("asleep", number).message.endswith("its weights are in the host's memory")
+        advance(server.running, 1.0)
+        assert spans(reports(server.running)) == [(0, 1, 80)]
         assert server.running.stop() == 0
 
 
