@@ -20,8 +20,7 @@ demo:
 
 test:
 	@tools/setup.sh dev
-	@$(PYTHON) -m pytest -n 2 tests/kernels tests/csrc tests/store
-	@$(PYTHON) -m pytest --ignore tests/kernels --ignore tests/csrc --ignore tests/store
+	@$(PYTHON) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint:
 	@tools/setup.sh dev

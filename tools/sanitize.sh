@@ -17,7 +17,7 @@ mkdir -p build
 export PATH=$PWD/.venv/bin:$PATH  # cmake and ninja of .venv
 cmake -S . -B "$build" -G Ninja -DTRIMTAB_SANITIZE=ON -DCMAKE_INTERPROCEDURAL_OPTIMIZATION=OFF -DPython_EXECUTABLE="$python" -DSKBUILD_STATE=sanitize \
   -Dpybind11_DIR="$("$python" -m pybind11 --cmakedir)" >"$build.log" 2>&1 || { cat "$build.log" >&2; exit 1; }
-nice cmake --build "$build" >>"$build.log" 2>&1 || { tail -n 50 "$build.log" >&2; exit 1; }
+cmake --build "$build" >>"$build.log" 2>&1 || { tail -n 50 "$build.log" >&2; exit 1; }
 cmake --install "$build" --prefix "$tree/trimtab" >>"$build.log"
 
 # The package as a plain tree: rooms by link, the sanitized extension and the stubs beside them.
@@ -65,7 +65,7 @@ fuzz() {  # NAME SANITIZER TARGETS...
   local name=$1 sanitizer=$2
   shift 2
   cmake -S csrc/fuzz -B "build/$name" -G Ninja -DSANITIZER="$sanitizer" >"build/$name.log" 2>&1 &&
-    nice cmake --build "build/$name" --target "$@" >>"build/$name.log" 2>&1 || { tail -n 50 "build/$name.log" >&2; exit 1; }
+    cmake --build "build/$name" --target "$@" >>"build/$name.log" 2>&1 || { tail -n 50 "build/$name.log" >&2; exit 1; }
 }
 fuzz fuzz-address address,undefined fuzz_infer fuzz_gzip fuzz_http2
 export ASAN_OPTIONS=detect_leaks=1 UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1 TSAN_OPTIONS=halt_on_error=1

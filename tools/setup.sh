@@ -72,7 +72,22 @@ if [ $kind = dev ] && ! .venv/bin/python -c 'from importlib.metadata import vers
   "${pip[@]}" --no-deps "triton==$(sed -n 's/^triton==//p' constraints.txt)"
 fi
 "${pip[@]}" scikit-build-core pybind11 grpcio-tools mypy-protobuf cmake ninja setuptools
-say "building the native extension and the protocol stubs"
-"${pip[@]}" --no-build-isolation --use-pep517 --editable ".[$extras]"
+say "building the native extension and the protocol stubs, and installing the other dependencies meanwhile"
+# A wheel whose modules are those of this folder, as `pip install --editable` makes; pip does one thing after another.
+mkdir -p build
+rm -rf build/editable
+.venv/bin/python -c 'from scikit_build_core.build import build_editable; build_editable("build/editable")' >build/editable.log 2>&1 &
+building=$!
+.venv/bin/python - "$extras" >.venv/requirements.txt <<'END'
+import sys
+import tomllib
+
+project = tomllib.load(open("pyproject.toml", "rb"))["project"]
+extras = project["optional-dependencies"]
+print(*project["dependencies"], *(line for extra in sys.argv[1].split(",") for line in extras[extra]), sep="\n")
+END
+"${pip[@]}" --requirement .venv/requirements.txt || { kill $building; fail "the dependencies could not be installed"; }
+wait $building || { tail -n 50 build/editable.log >&2; fail "the native extension could not be built"; }
+"${pip[@]}" --force-reinstall --no-deps build/editable/*.whl
 echo "$wanted" >.venv/.trimtab-$kind
 say "ready"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -217,6 +218,17 @@ def test_the_newest_staged_candidate_is_the_challenger(tmp_path: Path) -> None:
         assert scaled(stub, "challenger") == (2.0, "2")
 
 
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a project with versions 1 to 4 and no policy; copied for each."""
+    folder = tmp_path_factory.mktemp("published")
+    project = own.write(folder / "project", own.scale())
+    run(project, "train")
+    for value in (2, 3, 4):
+        run(project, "publish", str(weights(folder, f"{value}.safetensors", value)))
+    return project.directory
+
+
 @pytest.mark.parametrize(
     ("policy", "expected"),
     [
@@ -226,11 +238,9 @@ def test_the_newest_staged_candidate_is_the_challenger(tmp_path: Path) -> None:
         ('policy = "live"', [1]),
     ],
 )
-def test_the_version_policy(tmp_path: Path, policy: str, expected: list[int]) -> None:
+def test_the_version_policy(published: Path, tmp_path: Path, policy: str, expected: list[int]) -> None:
+    shutil.copytree(published, tmp_path / "project")
     project = own.write(tmp_path / "project", own.scale(sections=f"[model.versions]\n{policy}"))
-    run(project, "train")
-    for value in (2, 3, 4):
-        run(project, "publish", str(weights(tmp_path, f"{value}.safetensors", value)))
     with serving(project) as running, running.inference() as stub, AdminClient(running.admin) as admin:
         assert list(admin.versions("scale").loaded) == expected
         for number in expected:
