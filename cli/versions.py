@@ -42,7 +42,7 @@ def versions(model: Model = "", directory: Directory = Path("."), as_json: Json 
             [
                 (
                     item.version,
-                    item.state,
+                    f"{item.state}, asleep" if item.asleep else item.state,
                     item.verdict or "–",
                     item.parent or "–",
                     number(item.rows_trained),
@@ -69,6 +69,7 @@ def versions(model: Model = "", directory: Directory = Path("."), as_json: Json 
                 {
                     "version": item.version,
                     "state": item.state,
+                    "asleep": item.asleep,
                     "verdict": item.verdict or None,
                     "reason": item.reason,
                     "parent": item.parent or None,

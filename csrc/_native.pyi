@@ -561,9 +561,20 @@ class BatchQueue:
 
     def remove(self, name: int) -> bool: ...
     def decide(
-        self, now: int, versions: Mapping[int, int], flush: bool = False
+        self, now: int, versions: Mapping[int, int], flush: bool = False, asleep: Sequence[int] = ...
     ) -> tuple[list[int], int, int | None, list[int], list[int], list[int]]:
-        """(batch, its version, when to look again, expired, missed, orphaned); `versions`: what lanes stand for."""
+        """(batch, its version, when to look again, expired, missed, orphaned); `versions`: what lanes stand for,
+        `asleep`: which of them are."""
+
+    @property
+    def wanted(self) -> list[int]:
+        """The versions that the last decision found asleep, and waited for."""
+
+    def clear_version(self, version: int, versions: Mapping[int, int]) -> list[int]:
+        """Takes out what waits for a version."""
+
+    def waits_for(self, version: int, versions: Mapping[int, int]) -> bool:
+        """Whether something waits for a version."""
 
     def computed(self, rows: int, ns: int, now: int) -> None:
         """Tells how long a batch took that was computed at `now`."""
@@ -747,8 +758,8 @@ class Hub(HotTarget):
     def set_draining(self, draining: bool) -> None: ...
     def waiting(self, name: str) -> int: ...
     def take(self, timeout: float) -> Batch | None:
-        """The next batch, waiting without the GIL; None after `timeout` seconds, after wake(), or where the hub is
-        closed and nothing waits."""
+        """The next batch, waiting without the GIL; None after `timeout` seconds, after wake(), where a version that is
+        asleep is newly wanted, or where the hub is closed and nothing waits."""
 
     def wake(self) -> None: ...
     def close(self) -> None:
@@ -760,6 +771,20 @@ class Hub(HotTarget):
     def pause(self, name: str, status: int, message: str = "") -> None:
         """Refuses the model's new requests with a gRPC status, until that is 0; what was admitted is computed.
         ValueError without such a model."""
+
+    def put_to_sleep(self, name: str, version: int) -> bool:
+        """Has requests for the version wait until `wake_up`; the first has `take` return and `wanted` name it. False,
+        and nothing changed, where a request waits for it already, a batch of it is being computed, or it is not
+        loaded. ValueError without such a model."""
+
+    def wake_up(self, name: str, version: int) -> None:
+        """Has the version compute again. ValueError without such a model."""
+
+    def wanted(self) -> list[tuple[str, int]]:
+        """(model, version) of what is asleep and was asked for, each once until it is woken or cleared."""
+
+    def clear_version(self, name: str, version: int, status: int, message: str) -> None:
+        """Answers what waits for a version with a gRPC status; the next request for it makes it wanted anew."""
 
     def in_flight(self, name: str) -> int:
         """The model's batches that were taken and not answered. ValueError without such a model."""

@@ -27,6 +27,7 @@ void Decision::clear() {
     expired.clear();
     missed.clear();
     orphaned.clear();
+    asleep.clear();
     version = 0;
     wait_until = kForever;
 }
@@ -156,7 +157,7 @@ void BatchQueue::expire(std::int64_t now, Decision& decision) {
 }
 
 // The request that should go first: of the most urgent level that has any, the one that came first. Resolves all lanes;
-// those that stand for nothing are emptied.
+// those that stand for nothing are emptied, and those whose version is asleep are left as they are.
 Waiting* BatchQueue::find_head(const Versions& versions, Decision& decision) {
     Waiting* head = nullptr;
     for (Level& level : levels_) {
@@ -173,7 +174,12 @@ Waiting* BatchQueue::find_head(const Versions& versions, Decision& decision) {
                 level.lanes.pop_back();
                 continue;
             }
-            if (first == nullptr || lane.head->turn < first->turn) first = lane.head;
+            if (versions.asleep(lane.version)) {
+                std::vector<std::uint32_t>& found = decision.asleep;
+                if (std::find(found.begin(), found.end(), lane.version) == found.end()) found.push_back(lane.version);
+            } else if (first == nullptr || lane.head->turn < first->turn) {
+                first = lane.head;
+            }
             ++i;
         }
         if (head == nullptr) head = first;
@@ -261,7 +267,10 @@ void BatchQueue::decide(std::int64_t now, const Versions& versions, bool flush, 
     if (now >= soonest_) expire(now, decision);
     if (count_ == 0) return;
     const Waiting* head = find_head(versions, decision);
-    if (head == nullptr) return;
+    if (head == nullptr) {
+        if (count_ != 0) decision.wait_until = soonest_;  // all that waits waits for what is asleep
+        return;
+    }
     const std::uint32_t version = versions.resolve(head->lane);
     const std::uint32_t size = target(version, *head);
     if (size == 0 && !flush) {
@@ -273,6 +282,29 @@ void BatchQueue::decide(std::int64_t now, const Versions& versions, bool flush, 
     }
     decision.version = version;
     take(version, size != 0 ? size : policy_.max_batch_size, now, decision, same_batch);
+}
+
+bool BatchQueue::waits_for(std::uint32_t version, const Versions& versions) const {
+    for (const Level& level : levels_) {
+        for (const NamedList& lane : level.lanes) {
+            if (lane.head != nullptr && versions.resolve(lane.lane) == version) return true;
+        }
+    }
+    return false;
+}
+
+std::vector<Waiting*> BatchQueue::clear(std::uint32_t version, const Versions& versions) {
+    std::vector<Waiting*> all;
+    for (Level& level : levels_) {
+        for (NamedList& lane : level.lanes) {
+            if (lane.head == nullptr || versions.resolve(lane.lane) != version) continue;
+            while (lane.head != nullptr) {
+                all.push_back(lane.head);
+                unlink(lane, *lane.head);
+            }
+        }
+    }
+    return all;
 }
 
 std::vector<Waiting*> BatchQueue::clear() {

@@ -11,6 +11,8 @@
 //   large     a request of more than max_batch_size rows is a batch by itself, or is refused (oversize);
 //   expiry    a request whose call's deadline passed is taken out. One that waited longer than its queue policy's
 //             timeout is taken out too (REJECT) or goes behind all others (DELAY);
+//   asleep    a version may be asleep: its requests wait, expire as all others do, and hold up those of no other version;
+//             a decision says which versions are waited for in that way;
 //   misses    a request that would be answered after its deadline, by the fastest of the latest batches, is not admitted;
 //             and one that would be by what full batches mostly take now is not put into one. Without the second, an
 //             overload leaves only requests in the queue that are answered just too late.
@@ -107,11 +109,12 @@ class BatchTimes {
     Window full_;  // batches of at least half of max_batch_size
 };
 
-// Which versions lanes stand for now. 0: none.
+// Which versions lanes stand for now, 0: none; and which of them cannot compute at the moment.
 class Versions {
   public:
     virtual ~Versions() = default;
     virtual std::uint32_t resolve(Lane lane) const = 0;
+    virtual bool asleep(std::uint32_t /*version*/) const { return false; }
 };
 
 struct Decision {
@@ -121,6 +124,7 @@ struct Decision {
     std::vector<Waiting*> expired;       // to be answered with DEADLINE_EXCEEDED
     std::vector<Waiting*> missed;        // likewise: they would be answered too late
     std::vector<Waiting*> orphaned;      // whose lane stands for no version any more
+    std::vector<std::uint32_t> asleep;   // versions that requests wait for, and that are asleep; each once
 
     void clear();
 };
@@ -149,6 +153,9 @@ class BatchQueue {
     }
     // Takes all out, most urgent first.
     std::vector<Waiting*> clear();
+    // Takes out what waits for a version.
+    std::vector<Waiting*> clear(std::uint32_t version, const Versions& versions);
+    bool waits_for(std::uint32_t version, const Versions& versions) const;
 
   private:
     struct List {

@@ -2,6 +2,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <memory>
 #include <optional>
@@ -25,14 +26,19 @@ struct Named : Waiting {
 // Lanes that stand for what a mapping says; all others for nothing.
 class Mapped final : public Versions {
   public:
-    explicit Mapped(const std::unordered_map<Lane, std::uint32_t>& versions) : versions_(versions) {}
+    Mapped(const std::unordered_map<Lane, std::uint32_t>& versions, const std::vector<std::uint32_t>& asleep)
+        : versions_(versions), asleep_(asleep) {}
     std::uint32_t resolve(Lane lane) const override {
         const auto found = versions_.find(lane);
         return found == versions_.end() ? 0 : found->second;
     }
+    bool asleep(std::uint32_t version) const override {
+        return std::find(asleep_.begin(), asleep_.end(), version) != asleep_.end();
+    }
 
   private:
     const std::unordered_map<Lane, std::uint32_t>& versions_;
+    const std::vector<std::uint32_t>& asleep_;
 };
 
 class TestQueue {
@@ -68,9 +74,11 @@ class TestQueue {
         return true;
     }
 
-    py::tuple decide(std::int64_t now, const std::unordered_map<Lane, std::uint32_t>& versions, bool flush) {
+    py::tuple decide(std::int64_t now, const std::unordered_map<Lane, std::uint32_t>& versions, bool flush,
+                     const std::vector<std::uint32_t>& asleep) {
         Decision decision;
-        queue_.decide(now, Mapped(versions), flush, decision);
+        queue_.decide(now, Mapped(versions, asleep), flush, decision);
+        wanted_ = decision.asleep;
         const std::optional<std::int64_t> wait =
             decision.wait_until == kForever ? std::nullopt : std::optional(decision.wait_until);
         const std::uint32_t version = decision.version;
@@ -78,10 +86,17 @@ class TestQueue {
     }
 
     void computed(std::uint32_t rows, std::int64_t ns, std::int64_t now) { queue_.computed(rows, ns, now); }
+    const std::vector<std::uint32_t>& wanted() const { return wanted_; }
     std::size_t size() const { return queue_.waiting(); }
     std::uint64_t rows() const { return queue_.rows(); }
     std::uint64_t bytes() const { return queue_.size(); }
     std::vector<std::uint64_t> clear() { return take(queue_.clear()); }
+    std::vector<std::uint64_t> clear_version(std::uint32_t version, const std::unordered_map<Lane, std::uint32_t>& versions) {
+        return take(queue_.clear(version, Mapped(versions, {})));
+    }
+    bool waits_for(std::uint32_t version, const std::unordered_map<Lane, std::uint32_t>& versions) const {
+        return queue_.waits_for(version, Mapped(versions, {}));
+    }
 
   private:
     std::vector<std::uint64_t> take(const std::vector<Waiting*>& gone) {
@@ -94,6 +109,7 @@ class TestQueue {
     }
 
     BatchQueue queue_;
+    std::vector<std::uint32_t> wanted_;
     std::unordered_map<std::uint64_t, std::unique_ptr<Named>> requests_;
 };
 
@@ -106,10 +122,14 @@ void bind_batch_queue(py::module_& module) {
              py::arg("lane") = 0, py::arg("deadline") = py::none(), py::arg("timeout_us") = py::none(),
              py::arg("priority") = 0, py::arg("size") = 0)
         .def("remove", &TestQueue::remove, py::arg("name"))
-        .def("decide", &TestQueue::decide, py::arg("now"), py::arg("versions"), py::arg("flush") = false)
+        .def("decide", &TestQueue::decide, py::arg("now"), py::arg("versions"), py::arg("flush") = false,
+             py::arg("asleep") = std::vector<std::uint32_t>{})
+        .def("clear_version", &TestQueue::clear_version, py::arg("version"), py::arg("versions"))
+        .def("waits_for", &TestQueue::waits_for, py::arg("version"), py::arg("versions"))
         .def("computed", &TestQueue::computed, py::arg("rows"), py::arg("ns"), py::arg("now"))
         .def("clear", &TestQueue::clear)
         .def("__len__", &TestQueue::size)
+        .def_property_readonly("wanted", &TestQueue::wanted)
         .def_property_readonly("rows", &TestQueue::rows)
         .def_property_readonly("bytes", &TestQueue::bytes);
 }

@@ -136,6 +136,41 @@ void Hub::pause(const std::string& name, StatusCode status, std::string message)
     chosen.paused_message = std::move(message);
 }
 
+bool Hub::put_to_sleep(const std::string& name, std::uint32_t version) {
+    Model& chosen = model(name);
+    const std::lock_guard guard(lock_);
+    return chosen.put_to_sleep(version);
+}
+
+void Hub::wake_up(const std::string& name, std::uint32_t version) {
+    Model& chosen = model(name);
+    {
+        const std::lock_guard guard(lock_);
+        chosen.wake_up(version);
+        ++news_;
+    }
+    arrived_.notify_all();
+}
+
+std::vector<std::pair<std::string, std::uint32_t>> Hub::wanted() {
+    const std::lock_guard guard(lock_);
+    return std::exchange(wanted_, {});
+}
+
+void Hub::clear_version(const std::string& name, std::uint32_t version, StatusCode status, const std::string& message) {
+    Model& chosen = model(name);
+    std::vector<HubRequest*> gone;
+    {
+        const std::lock_guard guard(lock_);
+        chosen.forget_wanted(version);
+        for (Waiting* place : chosen.queue.clear(version, chosen)) gone.push_back(&request_of(*place));
+        ++news_;  // take() may be waiting for the deadline of one of them
+    }
+    arrived_.notify_all();
+    for (const HubRequest* request : gone) request->model->statistics.drop(Dropped::unavailable);
+    end_with(gone, status, message);
+}
+
 std::uint32_t Hub::in_flight(const std::string& name) {
     Model& chosen = model(name);
     const std::lock_guard guard(lock_);
@@ -519,6 +554,7 @@ void Hub::finish(TakenBatch& batch) {
         const std::lock_guard guard(lock_);
         Model& model = *batch.model;
         --model.in_flight;
+        model.computing.erase(std::find(model.computing.begin(), model.computing.end(), batch.version));
         model.used_ns += ns;
         if (batch.marks.encoded != 0)
             model.queue.computed(static_cast<std::uint32_t>(batch.rows.rows()), ns, batch.marks.begun + ns);
@@ -556,6 +592,9 @@ std::unique_ptr<TakenBatch> Hub::decide(std::int64_t now, std::int64_t& wait_unt
         for (Waiting* place : decision_.expired) leaving.expired.push_back(&request_of(*place));
         for (Waiting* place : decision_.missed) leaving.missed.push_back(&request_of(*place));
         for (Waiting* place : decision_.orphaned) leaving.orphaned.push_back(&request_of(*place));
+        for (const std::uint32_t version : decision_.asleep) {
+            if (model->newly_wanted(version)) wanted_.emplace_back(model->name, version);
+        }
         if (decision_.batch.empty()) {
             wait_until = std::min(wait_until, decision_.wait_until);
             continue;
@@ -568,6 +607,7 @@ std::unique_ptr<TakenBatch> Hub::decide(std::int64_t now, std::int64_t& wait_unt
         batch->requests.reserve(decision_.batch.size());
         for (Waiting* place : decision_.batch) batch->requests.push_back(&request_of(*place));
         ++model->in_flight;
+        model->computing.push_back(batch->version);
         return batch;
     }
     return nullptr;
@@ -599,11 +639,11 @@ std::unique_ptr<TakenBatch> Hub::take(std::int64_t timeout_ns) {
             std::unique_lock guard(lock_);
             const std::int64_t now = monotonic_ns();
             std::int64_t wait_until = give_up;
-            batch = decide(now, wait_until, leaving);
+            if (wanted_.empty()) batch = decide(now, wait_until, leaving);
             if (!batch && leaving.empty()) {
                 const bool idle = std::all_of(serving_.begin(), serving_.end(),
                                               [](const Model* model) { return model->queue.waiting() == 0; });
-                if (woken_ || now >= give_up || (closed_ && idle)) {
+                if (woken_ || !wanted_.empty() || now >= give_up || (closed_ && idle)) {
                     woken_ = false;
                     done = true;
                 } else {

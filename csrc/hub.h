@@ -26,6 +26,7 @@
 #include <string>
 #include <string_view>
 #include <unordered_map>
+#include <utility>
 #include <vector>
 
 #include "clock.h"
@@ -76,6 +77,15 @@ class Hub final : public HotTarget, public std::enable_shared_from_this<Hub> {
     // New requests of the model are refused with this, until it is `ok` again; what was admitted is computed. Throws
     // std::invalid_argument where there is no such model.
     void pause(const std::string& name, StatusCode status, std::string message);
+    // Requests for the version wait from now on until wake_up; the first of them has take() return and wanted() name it.
+    // False, and nothing changed, where a request waits for it already or a batch of it is being computed. Both throw
+    // std::invalid_argument where there is no such model.
+    bool put_to_sleep(const std::string& name, std::uint32_t version);
+    void wake_up(const std::string& name, std::uint32_t version);
+    // (model, version) of what is asleep and asked for, each once: until it is woken and asleep again, or `clear_version`.
+    std::vector<std::pair<std::string, std::uint32_t>> wanted();
+    // Answers what waits for one version of a model.
+    void clear_version(const std::string& name, std::uint32_t version, StatusCode status, const std::string& message);
     // New requests are refused, and what waits no longer waits for company.
     void set_draining(bool draining);
     Model& model(const std::string& name);  // throws std::invalid_argument
@@ -90,7 +100,8 @@ class Hub final : public HotTarget, public std::enable_shared_from_this<Hub> {
     bool copies() const noexcept override { return shared_ != nullptr && !shared_->empty(); }
 
     // --- compute threads
-    // The next batch; null after `timeout_ns`, after wake(), and where the hub is closed and nothing waits.
+    // The next batch; null after `timeout_ns`, after wake(), where a version that is asleep is newly wanted, and where the
+    // hub is closed and nothing waits.
     std::unique_ptr<TakenBatch> take(std::int64_t timeout_ns);
     // One tensor per output of the model, in its order.
     void answer(TakenBatch& batch, std::string_view weights, std::span<const BatchTensor> outputs);
@@ -153,6 +164,7 @@ class Hub final : public HotTarget, public std::enable_shared_from_this<Hub> {
     bool unflushed_ = false;
     bool woken_ = false;
     bool closed_ = false;
+    std::vector<std::pair<std::string, std::uint32_t>> wanted_;
 };
 
 }  // namespace trimtab

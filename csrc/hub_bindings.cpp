@@ -327,6 +327,15 @@ void bind_hub(py::module_& module) {
                 hub.pause(name, static_cast<StatusCode>(status), std::move(message));
             },
             py::arg("name"), py::arg("status"), py::arg("message") = "", Released())
+        .def("put_to_sleep", &Hub::put_to_sleep, py::arg("name"), py::arg("version"), Released())
+        .def("wake_up", &Hub::wake_up, py::arg("name"), py::arg("version"), Released())
+        .def("wanted", &Hub::wanted, Released())
+        .def(
+            "clear_version",
+            [](Hub& hub, const std::string& name, std::uint32_t version, int status, const std::string& message) {
+                hub.clear_version(name, version, static_cast<StatusCode>(status), message);
+            },
+            py::arg("name"), py::arg("version"), py::arg("status"), py::arg("message"), Released())
         .def("in_flight", &Hub::in_flight, py::arg("name"), Released())
         .def("render", [](Hub& hub) { return py::bytes(rendered(hub)); })
         .def("statistics", &statistics_of, py::arg("name"));

@@ -18,6 +18,7 @@ void Model::install(std::uint32_t now_live, std::vector<std::uint32_t> now_loade
                     const std::unordered_map<std::string, std::uint32_t>& now_aliases) {
     live = now_live;
     loaded = std::move(now_loaded);
+    std::erase_if(sleepers_, [this](const Sleeper& sleeper) { return !is_loaded(sleeper.version); });
     for (auto& [alias, entry] : aliases_) entry.version = 0;
     for (const auto& [alias, version] : now_aliases) {
         Alias& entry = aliases_[alias];
@@ -53,6 +54,35 @@ std::uint32_t Model::resolve(Lane lane) const {
     if (lane >= kFirstAlias) return alias_versions_[lane - kFirstAlias];
     const auto number = static_cast<std::uint32_t>(lane);
     return is_loaded(number) ? number : 0;
+}
+
+bool Model::asleep(std::uint32_t version) const {
+    return std::any_of(sleepers_.begin(), sleepers_.end(),
+                       [version](const Sleeper& sleeper) { return sleeper.version == version; });
+}
+
+bool Model::put_to_sleep(std::uint32_t version) {
+    if (std::find(computing.begin(), computing.end(), version) != computing.end()) return false;
+    if (!is_loaded(version) || queue.waits_for(version, *this)) return false;
+    if (!asleep(version)) sleepers_.push_back({version, false});
+    return true;
+}
+
+void Model::wake_up(std::uint32_t version) {
+    std::erase_if(sleepers_, [version](const Sleeper& sleeper) { return sleeper.version == version; });
+}
+
+bool Model::newly_wanted(std::uint32_t version) {
+    for (Sleeper& sleeper : sleepers_) {
+        if (sleeper.version == version) return !std::exchange(sleeper.wanted, true);
+    }
+    return false;
+}
+
+void Model::forget_wanted(std::uint32_t version) {
+    for (Sleeper& sleeper : sleepers_) {
+        if (sleeper.version == version) sleeper.wanted = false;
+    }
 }
 
 std::string Model::known_versions() const {

@@ -85,6 +85,7 @@ class Model final : public Versions {
     std::string paused_message;
     std::uint32_t in_flight = 0;   // batches taken and not answered
     std::uint32_t instances = 1;   // most of these at a time
+    std::vector<std::uint32_t> computing;  // the versions of those batches
     std::int64_t used_ns = 0;      // device time, for fairness between models
     std::vector<HubRequest*> held; // preserve_ordering: admitted requests in order of arrival
 
@@ -93,6 +94,14 @@ class Model final : public Versions {
     // The lane for a request's model_version; none where there is no such version or alias now.
     std::optional<Lane> lane_of(std::string_view version);
     std::uint32_t resolve(Lane lane) const override;
+    bool asleep(std::uint32_t version) const override;
+    // False where a request waits for the version, or a batch of it is being computed.
+    bool put_to_sleep(std::uint32_t version);
+    void wake_up(std::uint32_t version);
+    // Of versions that requests wait for: whether this one is heard of for the first time since it fell asleep, or since
+    // `forget_wanted`.
+    bool newly_wanted(std::uint32_t version);
+    void forget_wanted(std::uint32_t version);
     std::string known_versions() const;  // "1, 4, champion"
 
     BatchRows take_rows();             // cleared
@@ -107,6 +116,11 @@ class Model final : public Versions {
 
     std::unordered_map<std::string, Alias> aliases_;
     std::vector<std::uint32_t> alias_versions_;  // by lane - kFirstAlias
+    struct Sleeper {
+        std::uint32_t version = 0;
+        bool wanted = false;
+    };
+    std::vector<Sleeper> sleepers_;
     std::vector<BatchRows> spare_;
 };
 

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 from trimtab.models.errors import ModelError
 
-__all__ = ["ALIGNMENT", "Flat", "FlatError", "Layout", "Place"]
+__all__ = ["ALIGNMENT", "Flat", "FlatError", "Layout", "Place", "flat_on"]
 
 ALIGNMENT = 256
 """Bytes. As torch's own allocator aligns on a GPU, so that a view is as good as a tensor of its own."""
@@ -156,6 +156,18 @@ class Flat:
                 made._held.append((name, by_name[name], view.data_ptr()))
         return made
 
+    def move(self, device: torch.device | str, *, pinned: bool = False) -> None:
+        """Moves all of it to a new buffer there, in one copy. The module's tensors become views of that: they are the
+        same objects at other addresses, so that whatever knows the addresses, such as a graph, has to go before."""
+        data = Flat.empty(self.layout, device, pinned=pinned).data
+        data.copy_(self.data)
+        self.data = data
+        places = {name: place for place in self.layout.places for name in place.names}
+        held, self._held = self._held, []
+        for name, tensor, _ in held:
+            tensor.data = places[name].view(data)
+            self._held.append((name, tensor, tensor.data_ptr()))
+
     def tensors(self) -> dict[str, Tensor]:
         """Views by name."""
         return {name: view for place in self.layout.places for view in [place.view(self.data)] for name in place.names}
@@ -196,6 +208,18 @@ class Flat:
         for name, tensor, pointer in self._held:
             if tensor.data_ptr() != pointer:
                 raise FlatError(f"tensor {name!r} has moved, and graphs may still read where it was")
+
+
+def flat_on(module: nn.Module, place: torch.device) -> Flat | None:
+    """Moves the module there, on a GPU into one buffer where that is possible."""
+    if place.type == "cpu":
+        return None
+    try:
+        return Flat.adopt(module, place)
+    except FlatError:
+        # Weights that overlap, or are sparse, say: they serve, and cannot be swapped in place.
+        module.to(place)
+        return None
 
 
 def _named(module: nn.Module) -> Iterator[tuple[str, Tensor]]:

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from trimtab.models import tensors, version
 from trimtab.models.code import allow_project
+from trimtab.models.errors import VersionUnfit
 from trimtab.models.tasks import Task
 from trimtab.models.tensors import TensorSource, TensorVersion, load_tensor_version
 from trimtab.models.version import LoadedVersion, load_version
+from trimtab.store.errors import StoreError
+from trimtab.store.manifest import WEIGHTS
 from trimtab.store.project import Project
 from trimtab.store.settings import ModelSettings
 from trimtab.store.versions import VersionStore
 
-__all__ = ["Loader", "Tensor", "Version", "inputs_of", "labels_of", "loader", "outputs_of"]
+__all__ = ["Loader", "Tensor", "Version", "inputs_of", "labels_of", "loader", "outputs_of", "read_weights"]
 
 Version = LoadedVersion | TensorVersion
 Loader = Callable[[int], Version]
@@ -30,6 +34,22 @@ def loader(project: Project, settings: ModelSettings, store: VersionStore, devic
         return lambda number: load_tensor_version(store, number, source, device)
     allow_project(project)
     return lambda number: load_version(store, number, device)
+
+
+def read_weights(store: VersionStore, loaded: Version) -> None:
+    """Fills the module of a version with the weights of its files, with the checks of loading. Raises VersionUnfit."""
+    where = f"version {loaded.number}"
+    try:
+        store.verify(loaded.number)
+        if store.manifest(loaded.number).weights != loaded.weights:
+            raise VersionUnfit(f"{where}: its files have other weights than when it was loaded")
+        data = (store.path(loaded.number) / WEIGHTS).read_bytes()
+    except (StoreError, OSError) as error:
+        raise VersionUnfit(str(error) if where in str(error) else f"{where}: {error}") from error
+    if isinstance(loaded, TensorVersion):
+        tensors.fill(loaded.module, data, where)
+    else:
+        version.fill(loaded.module, data, where)
 
 
 def inputs_of(settings: ModelSettings) -> list[Tensor]:

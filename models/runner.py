@@ -45,6 +45,7 @@ from trimtab.models.compiling import example_of
 from trimtab.models.errors import ModelError
 from trimtab.models.loading import Loader, Version
 from trimtab.models.machine import CudaMachine, Machine
+from trimtab.models.tensor_graphs import use_graphs
 from trimtab.models.tensors import TensorVersion
 from trimtab.models.version import LoadedVersion
 from trimtab.store.files import sha256_file
@@ -141,7 +142,9 @@ def _on_gpu(load: Loader, settings: ModelSettings, most: int, tell: Callable[[in
     def graphed(number: int) -> Version:
         version = load(number)
         if isinstance(version, TensorVersion):
-            tell(number, f"version {number} runs eagerly: graphs are for models of columns, and this one takes tensors")
+            place = version.device
+            tries = [(precision, compiled) for precision, compiled, _ in ways(settings.run, settings.precision)]
+            use_graphs(version, most, lambda: _machine(place), tries, tell)
             return version
         reasons: list[str] = []
         for precision, compiled, with_columns in ways(settings.run, settings.precision, settings.columns):

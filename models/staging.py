@@ -11,14 +11,16 @@ counts rows (columns and statistics on the GPU) reads it there, so that one grap
            256      features  float32 [bucket, F]
            aligned  ids       int64 [bucket, C]
 
-The whole bucket is copied, in one piece: at most twice the bytes, and one call.
+The whole bucket is copied, in one piece: at most twice the bytes, and one call. Tensors of any kinds (tensor_graphs.py)
+lie one behind the other likewise, without a header.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-__all__ = ["HEADER", "Bucket", "bucket_for", "bucket_sizes", "buffer_bytes"]
+__all__ = ["HEADER", "Bucket", "bucket_for", "bucket_sizes", "buffer_bytes", "most_within", "offsets"]
 
 HEADER = 8
 _ALIGNMENT = 256
@@ -69,6 +71,20 @@ def buffer_bytes(most: int, features: int, ids: int, outputs: int) -> int:
     """Bytes on the device of the staged inputs and the outputs, of batches of up to so many rows; without what the
     graphs allocate."""
     return Bucket(most, features, ids).size + most * outputs * 4
+
+
+def offsets(widths: Sequence[int], rows: int) -> list[int]:
+    """Where tensors of so many bytes a row begin, one behind the other, and where the last one ends; in bytes."""
+    found = [0]
+    for width in widths:
+        found.append(_aligned(found[-1] + width * rows))
+    return found
+
+
+def most_within(limit: int, widths: Sequence[int], most: int) -> int:
+    """The largest bucket of at most `most` rows whose tensors of so many bytes a row fit into `limit` bytes; 0: not
+    even a row does."""
+    return next((rows for rows in bucket_sizes(most) if offsets(widths, rows)[-1] <= limit), 0)
 
 
 def _aligned(offset: int) -> int:

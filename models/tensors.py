@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -29,12 +29,13 @@ from trimtab._native import TensorSchema, TensorSlab
 from trimtab.models.code import checked_bytes, load_entry
 from trimtab.models.entry import Definition, TensorShape
 from trimtab.models.errors import CodeError, ModelError, VersionUnfit
+from trimtab.models.flat import Flat, flat_on
 from trimtab.store.errors import StoreError
 from trimtab.store.manifest import WEIGHTS, Manifest
 from trimtab.store.settings import ModelSettings
 from trimtab.store.versions import VersionStore
 
-__all__ = ["DTYPES", "TensorSource", "TensorVersion", "load_tensor_version", "tensor_files"]
+__all__ = ["DTYPES", "TensorRun", "TensorSource", "TensorVersion", "load_tensor_version", "tensor_files"]
 
 Spec = tuple[str, str, tuple[int, ...]]
 
@@ -120,6 +121,23 @@ class TensorSource:
             raise VersionUnfit(f"weights {self.weights!r}: {(error.strerror or str(error)).lower()}") from None
 
 
+class TensorRun(Protocol):
+    """The outputs of inputs that are copied into its own buffers; see tensor_graphs.TensorGraphs."""
+
+    @property
+    def bytes(self) -> int:
+        """What it takes of the device's memory."""
+        ...
+
+    def holds(self, n: int) -> bool:
+        """Whether it takes so many rows."""
+        ...
+
+    def call(self, inputs: Mapping[str, torch.Tensor], rows: int) -> list[torch.Tensor]:
+        """The outputs, in their order, of inputs in the host's memory; the caller's own."""
+        ...
+
+
 @dataclass(frozen=True)
 class TensorVersion:
     """A module with its weights, on one device. `run` may be called from one thread at a time."""
@@ -132,9 +150,13 @@ class TensorVersion:
     definition: Definition
     module: nn.Module
     device: torch.device
+    flat: Flat | None = None
+    """The buffer that the module's tensors lie in, where they lie in one."""
+    asleep: bool = field(init=False, default=False)
+    """Its weights are not where it computes (sleeping.py): it cannot run."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "_run", self.run_eagerly)
+        self.use_module()
 
     @property
     def schema(self) -> TensorSchema:
@@ -148,9 +170,13 @@ class TensorVersion:
 
     @property
     def bytes(self) -> int:
-        """Size of the weights and buffers in memory."""
+        """Size in memory: of the weights and buffers, and of the graphs with theirs. 0 while it is asleep."""
+        if self.asleep:
+            return 0
         tensors = [*self.module.parameters(), *self.module.buffers()]
-        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+        staged: TensorRun | None = self._staged  # type: ignore[attr-defined]
+        weights = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+        return weights + (0 if staged is None else staged.bytes)
 
     def run(self, slab: TensorSlab, sketch: object = None, start: int = 0, stop: int = -1) -> list[NDArray[Any]]:
         """The outputs [n, dims...] for the slab's rows [start, stop), −1 being its end. Raises CodeError where the
@@ -171,6 +197,14 @@ class TensorVersion:
 
     def call(self, inputs: Mapping[str, Any], rows: int) -> list[NDArray[Any]]:
         """As `run`, on tensors (BYTES: NumPy arrays of bytes) by name."""
+        staged: TensorRun | None = self._staged  # type: ignore[attr-defined]
+        if staged is not None and staged.holds(rows):
+            outputs = staged.call(inputs, rows)
+            return [_checked(spec, value, rows) for spec, value in zip(self.outputs, outputs, strict=True)]
+        return self.call_eagerly(inputs, rows)
+
+    def call_eagerly(self, inputs: Mapping[str, Any], rows: int) -> list[NDArray[Any]]:
+        """As `call`, by no graph."""
         with torch.inference_mode():
             if self.device.type != "cpu":
                 inputs = {
@@ -196,6 +230,15 @@ class TensorVersion:
     def use(self, run: Callable[..., list[Any]]) -> None:
         """Has `run` make the outputs of the module's arguments, in place of the module. Before the version serves."""
         object.__setattr__(self, "_run", run)
+
+    def use_module(self) -> None:
+        """Has the module make the outputs again; what did so in its place is let go."""
+        object.__setattr__(self, "_run", self.run_eagerly)
+        object.__setattr__(self, "_staged", None)
+
+    def use_staged(self, run: TensorRun) -> None:
+        """Has `run` make the outputs of as many rows as it takes, in place of the module. Before the version serves."""
+        object.__setattr__(self, "_staged", run)
 
     def warm(self, batch_sizes: Sequence[int]) -> None:
         """Runs each of these batch sizes that is a power of two, the smallest and the largest, as long as a batch of
@@ -276,8 +319,9 @@ def load_tensor_version(
     place = torch.device(device)
     with contextlib.suppress(NotImplementedError):  # exported programs have no modes
         module.eval()
-    module.requires_grad_(False).to(place)
-    version = TensorVersion(number, manifest.weights, manifest, source, definition, module, place)
+    module.requires_grad_(False).to(place)  # the user's module may have more to move than parameters and buffers
+    flat = flat_on(module, place)
+    version = TensorVersion(number, manifest.weights, manifest, source, definition, module, place, flat)
     version.warm([1])
     return version
 

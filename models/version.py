@@ -33,7 +33,7 @@ from trimtab.kernels.program import ColumnProgram
 from trimtab.kernels.sketch import Sketch
 from trimtab.models.architectures import Network, build
 from trimtab.models.errors import ModelError, VersionUnfit
-from trimtab.models.flat import Flat, FlatError
+from trimtab.models.flat import Flat, flat_on
 from trimtab.models.tasks import Task
 from trimtab.store.errors import StoreError
 from trimtab.store.manifest import Manifest
@@ -112,6 +112,8 @@ class LoadedVersion:
     """What its predictions cost on rows that it had not seen; a refreshed version has its parent's."""
     flat: Flat | None = None
     """The buffer that the module's tensors lie in, where they lie in one."""
+    asleep: bool = field(init=False, default=False)
+    """Its weights are not where it computes (sleeping.py): it cannot predict."""
     run_eagerly: Run = field(init=False)
     """Predictions [n, K] of features and ids, by the module."""
     executor: Executor = field(init=False)
@@ -121,9 +123,7 @@ class LoadedVersion:
         object.__setattr__(self, "executor", executor_for(self.program, self.device.type))
         forward, predict = self.module.forward_of(), self.task.predict
         object.__setattr__(self, "run_eagerly", lambda features, ids: predict(forward(features, ids)))
-        object.__setattr__(self, "_run", self.run_eagerly)
-        object.__setattr__(self, "_copies", 1)
-        object.__setattr__(self, "_staged", None)
+        self.use_module()
 
     def use(self, run: Run) -> None:
         """Has `run`, which has weights of its own, make predictions [n, K] of features f32[n, F] and ids i64[n, C], in
@@ -134,6 +134,12 @@ class LoadedVersion:
     def use_staged(self, run: StagedRun) -> None:
         """Has `run` make predictions of as many rows as it takes, in place of the module. Before the version serves."""
         object.__setattr__(self, "_staged", run)
+
+    def use_module(self) -> None:
+        """Has the module make predictions again; what did so in its place is let go."""
+        object.__setattr__(self, "_run", self.run_eagerly)
+        object.__setattr__(self, "_copies", 1)
+        object.__setattr__(self, "_staged", None)
 
     def packed(self) -> Run | None:
         """A run by weights that are laid out for this processor (Network.packed_of); None where there is none."""
@@ -194,7 +200,9 @@ class LoadedVersion:
 
     @property
     def bytes(self) -> int:
-        """Size in memory: of the weights, and of graphs with their buffers; without `shared`."""
+        """Size in memory: of the weights, and of graphs with their buffers; without `shared`. 0 while it is asleep."""
+        if self.asleep:
+            return 0
         copies: int = self._copies  # type: ignore[attr-defined]
         staged: StagedRun | None = self._staged  # type: ignore[attr-defined]
         weights = self.module.size() if self.flat is None else self.flat.layout.size
@@ -262,7 +270,7 @@ def loaded(manifest: Manifest, files: Mapping[str, bytes], device: str = "cpu") 
         raise VersionUnfit(f"{where}: {error}") from error
     place = _device(device, where)
     module.eval().requires_grad_(False)
-    flat = _flat(module, place)
+    flat = flat_on(module, place)
     version = LoadedVersion(
         manifest.version, manifest.weights, program, task, manifest, reference, module, place, scores, flat
     )
@@ -321,18 +329,6 @@ def split_architecture(architecture: Mapping[str, Any]) -> tuple[dict[str, Any],
     config = dict(architecture)
     task = config.pop("task", None)
     return config, Task.from_json(task if isinstance(task, Mapping) else {})
-
-
-def _flat(module: Network, place: torch.device) -> Flat | None:
-    """Moves the module there, on a GPU into one buffer where that is possible."""
-    if place.type == "cpu":
-        return None
-    try:
-        return Flat.adopt(module, place)
-    except FlatError:
-        # Weights that overlap, or are sparse, say: they serve, and cannot be swapped in place.
-        module.to(place)
-        return None
 
 
 def _device(name: str, where: str) -> torch.device:

@@ -51,6 +51,7 @@ from trimtab.server.compute import ComputeThread
 from trimtab.server.errors import DeviceLost, ServerError, StartError
 from trimtab.server.events import EventBus
 from trimtab.server.http import HttpServer
+from trimtab.server.idle import Idle
 from trimtab.server.local_calls import LocalCalls
 from trimtab.server.memory import ModelMemory
 from trimtab.server.metrics import Metrics
@@ -176,6 +177,8 @@ class Server:
             on_stall=self._on_stall,
         )
         self._memory = ModelMemory(settings.max_model_bytes)
+        self._idle = Idle(self._memory)
+        self._putting_to_sleep: asyncio.Task[None] | None = None
         self._repository = Repository(
             project,
             self._registry,
@@ -291,6 +294,8 @@ class Server:
             if not settings.lockstep:
                 self._announcements = asyncio.create_task(self._advancer.announce(), name="announcements")
                 self._announcements.add_done_callback(_log_failure)
+        self._putting_to_sleep = asyncio.create_task(self._idle.run(), name="putting idle versions to sleep")
+        self._putting_to_sleep.add_done_callback(_log_failure)
         self._say_ready(grpc, http, admin)
         # What was made so far stays: the collector need not look at it again, which would stop every thread.
         gc.freeze()
@@ -304,6 +309,7 @@ class Server:
             settings,
             compute=self._compute,
             memory=self._memory,
+            idle=self._idle,
             events=self._events,
             on_drift=self._on_drift,
             on_fault=self._on_fault,
@@ -398,9 +404,10 @@ class Server:
         for health in self._health:
             health.set(False)
         done = await self._drain(left)
-        if self._announcements is not None:
-            self._announcements.cancel()
-            await asyncio.wait([self._announcements])
+        for task in (self._announcements, self._putting_to_sleep):
+            if task is not None:
+                task.cancel()
+                await asyncio.wait([task])
         done &= await asyncio.to_thread(self._compute.shutdown, left())
         done &= await _in_time(asyncio.to_thread(self._feedback.shutdown), left(), "storing labels")
         for model in self._registry.models.values():

@@ -116,7 +116,7 @@ class ComputeThread:
         while True:
             # Read first: what came before closing was noticed is still computed.
             closing = self._closing
-            idle = not self._step()
+            idle = not self._step() and not self._pass_on_wishes()
             if self._thread is not me:
                 return  # another has taken over
             while not self._tasks.empty():
@@ -140,6 +140,15 @@ class ComputeThread:
             engine.recover()
             self._tell(engine.name, stalls=False)
         return True
+
+    def _pass_on_wishes(self) -> bool:
+        """Tells engines which of their versions that sleep are asked for; whether any are."""
+        wanted = self.hub.wanted()
+        for name, number in wanted:
+            engine = self._engines.get(name)
+            if engine is not None:
+                engine.on_wanted(number)
+        return bool(wanted)
 
     # --- the watchdog
 

@@ -9,6 +9,7 @@ Threads and ownership:
   swap      `install` replaces the table of loaded versions as a whole, then tells the hub; the next batch sees it. The
             table before is kept, for a batch that formed just before.
 
+  stage     `put_to_sleep` and `wake_up`: requests for a version that sleeps wait in the hub (idle.py).
   watchdog  `give_up` answers a batch in place of the compute thread, where that takes too long. Whoever holds
             `_answering` answers; `_computing` says whether there is still something to answer.
 
@@ -110,6 +111,9 @@ class Engine:
         self._answering = threading.Lock()
         self._computing: tuple[Batch, float] | None = None
         self._stalled = self._closed = False
+        self._used: dict[int, float] = {}
+        self.on_wanted: Callable[[int], None] = lambda _: None
+        """Called on the compute thread with a version that sleeps and was asked for."""
         policy = batch_policy(settings.batching, max_queue_bytes)
         hub.add_model(self.name, self.schema, self.outputs, policy, labels=labels_of(settings))
 
@@ -156,6 +160,28 @@ class Engine:
         changed = self._before is None or self._before.live is not live
         if changed and self._on_live is not None and isinstance(live, LoadedVersion):
             self._on_live(live)
+
+    def used(self, number: int) -> float:
+        """When a batch of the version was last computed, by the monotonic clock; 0.0: not yet."""
+        return self._used.get(number, 0.0)
+
+    def put_to_sleep(self, number: int) -> bool:
+        """Has requests for a loaded version wait until `wake_up`; False where there are any, or a batch of it is being
+        computed."""
+        try:
+            return not self._closed and self._hub.put_to_sleep(self.name, number)
+        except ValueError:  # it was unloaded just now
+            return False
+
+    def wake_up(self, number: int) -> None:
+        """Has the version compute again."""
+        if not self._closed:
+            self._hub.wake_up(self.name, number)
+
+    def refuse_waiting(self, number: int, code: int, message: str) -> None:
+        """Answers what waits for a version that sleeps."""
+        if not self._closed:
+            self._hub.clear_version(self.name, number, code, message)
 
     async def leave(self, timeout: float) -> bool:
         """Has the hub refuse new requests, and returns when those that it has are answered; False where that took too
@@ -212,7 +238,9 @@ class Engine:
 
     def run(self, batch: Batch) -> None:
         """Computes, answers and keeps a batch. Whatever goes wrong is answered too, and never raised."""
-        if not self._run(batch):
+        done = self._run(batch)
+        self._used[batch.version] = time.monotonic()
+        if not done:
             # Only now: the error's traceback held the tensors of the batch.
             let_go()
 

@@ -164,20 +164,31 @@ class Keeper:
                 return None
             self._allowed.take(rows)
         self.sketched_rows += rows
-        if not any(version is one for one in self._counting):
-            self._counting.append(version)
         if self._grid is not None:
             assert times is not None
-            return self._sketch_in_time(times, version)
+            found = self._sketch_in_time(times, version)
+        else:
+            found = self._sketch_now(version)
+        # Last: a window that closes to make way for this batch's settles, and forgets who counted.
+        if not self.counts(version):
+            self._counting.append(version)
+        return found
+
+    def _sketch_now(self, version: LoadedVersion) -> Sketch:
         spec = version.program.sketch
         if self._window is None or self._window.spec_hash != spec.hash:
             # Another spec: what was counted by the old one can be compared with nothing any more.
-            self._settle()
+            self.settle()
             self._window = _Window(Sketch(spec), spec.hash, time.monotonic())
         return self._window.sketch
 
-    def _settle(self) -> None:
-        """Brings what devices have counted into the sketches that it was counted for."""
+    def counts(self, version: LoadedVersion) -> bool:
+        """Whether a device may have counted by this version what no sketch has yet. Any thread, while no batch of it is
+        computed."""
+        return any(version is one for one in self._counting)
+
+    def settle(self) -> None:
+        """Brings what devices have counted into the sketches that it was counted for. On the compute thread."""
         for version in self._counting:
             version.settle()
         self._counting.clear()
@@ -218,7 +229,7 @@ class Keeper:
         window.end_us = max(window.end_us, int(times.max()))
         old = time.monotonic() >= window.opened + self._window_seconds
         if old and window.rows >= self._window_rows:
-            self._settle()
+            self.settle()
             self._window = None
             assert self._on_window is not None
             self._on_window(ClosedWindow(window.sketch, version, window.start_us, window.end_us))
@@ -256,7 +267,7 @@ class Keeper:
     def suspend(self) -> None:
         """Hands the open window over, to be gone on with by the next server. When the compute thread has ended."""
         try:
-            self._settle()
+            self.settle()
         except Exception:
             # A lost GPU takes what it has counted with it, and must not keep the rest from being saved.
             _log.exception("rows of the open drift window are lost")
@@ -297,7 +308,7 @@ class Keeper:
         return window
 
     def _close(self, window: _Window, live: LoadedVersion) -> None:
-        self._settle()
+        self.settle()
         self._window = None
         version = window.version or live
         if version.program.sketch.hash != window.spec_hash:
@@ -323,7 +334,7 @@ class Keeper:
         now = time.monotonic()
         if self._on_open is not None and window is not None and now >= self._saved + _SAVE_SECONDS:
             self._saved = now
-            self._settle()
+            self.settle()
             self._on_open(OpenWindow(window.sketch.copy(), window.start_us, window.end_us))
 
     def _count_apart(

@@ -38,10 +38,21 @@ class ModelMemory:
                 )
             sizes[number] = size
 
+    def lacking(self, model: str, number: int, size: int) -> int:
+        """How many bytes too many are taken for the version to be reserved with that size; 0: it fits."""
+        with self._lock:
+            used = self._used() - self._sizes.get(model, {}).get(number, 0)
+            return max(0, used + size - self.limit) if self.limit else 0
+
     def keep(self, model: str, sizes: Mapping[int, int]) -> None:
         """Counts these versions of the model only, of which all were reserved, with so many bytes."""
         with self._lock:
             self._sizes[model] = dict(sizes)
+
+    def count(self, model: str, sizes: Mapping[int, int]) -> None:
+        """Counts these versions of the model with so many bytes, and its others as before."""
+        with self._lock:
+            self._sizes.setdefault(model, {}).update(sizes)
 
     def release(self, model: str, number: int) -> None:
         """Counts the version no more."""
@@ -63,12 +74,12 @@ class ModelMemory:
         return sum(sum(sizes.values()) for sizes in self._sizes.values())
 
     def _described(self, model: str, number: int) -> str:
-        others = [
-            f"{name!r} {sorted(set(sizes) - ({number} if name == model else set()))}"
+        others = {
+            name: sorted(other for other, size in sizes.items() if size and (name, other) != (model, number))
             for name, sizes in self._sizes.items()
-            if set(sizes) - ({number} if name == model else set())
-        ]
-        return "versions of " + ", ".join(others) if others else "nothing"
+        }
+        found = [f"{name!r} {numbers}" for name, numbers in others.items() if numbers]
+        return "versions of " + ", ".join(found) if found else "nothing"
 
 
 def sizes_of(versions: Mapping[int, Version]) -> dict[int, int]:

@@ -117,7 +117,25 @@ def _versions(models: list[Model]) -> Iterator[Metric]:
     yield _gauge("trimtab_version_info", "1 for each loaded version.", labels, info)
     yield _gauge("trimtab_live_version", "Number of the live version.", ("model",), live)
     yield _gauge("trimtab_live_epoch", "Changes of the live version since the first.", ("model",), epoch)
+    yield from _sleep(models)
     yield _counter("trimtab_swaps", "Promotions, rollbacks and refused candidates.", ("model", "kind"), swaps)
+
+
+def _sleep(models: list[Model]) -> Iterator[Metric]:
+    asleep: list[Sample] = []
+    naps: list[Sample] = []
+    for model in models:
+        sleeps = model.swap.naps
+        asleep.append(((model.name,), float(len(sleeps.asleep))))
+        naps += [
+            ((model.name, kind), float(count))
+            for kind, count in (("asleep", sleeps.slept), ("awake", sleeps.woken), ("failed", sleeps.failed))
+        ]
+    yield _gauge("trimtab_versions_asleep", "Loaded versions that sleep.", ("model",), asleep)
+    text = "Versions that fell asleep, that woke, and that could not be woken."
+    yield _counter("trimtab_naps", text, ("model", "kind"), naps)
+    durations = [((model.name,), model.swap.naps.seconds) for model in models]
+    yield _histogram("trimtab_wake_seconds", "Seconds that waking a version took.", ("model",), durations)
 
 
 def _kept(models: list[Model]) -> Iterator[Metric]:

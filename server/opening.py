@@ -11,15 +11,17 @@ import contextlib
 import logging
 from collections.abc import Callable
 
-from trimtab.models.loading import loader
+from trimtab.models.loading import loader, read_weights
 from trimtab.models.publishing import publish_first
 from trimtab.models.runner import running
+from trimtab.models.sleeping import Sleepers
 from trimtab.models.tasks import Task
 from trimtab.protos.v1 import trimtab_pb2 as pb
 from trimtab.server.compute import ComputeThread
 from trimtab.server.drift import DriftWatch
 from trimtab.server.engine import Engine
 from trimtab.server.events import EventBus
+from trimtab.server.idle import Idle
 from trimtab.server.memory import ModelMemory
 from trimtab.server.served import Model
 from trimtab.server.swap import Swap
@@ -46,6 +48,7 @@ def open_model(
     *,
     compute: ComputeThread,
     memory: ModelMemory,
+    idle: Idle,
     events: EventBus,
     on_drift: Callable[[pb.DriftReport], None],
     on_fault: Callable[[str], None] | None = None,
@@ -82,13 +85,16 @@ def open_model(
             on_fault=on_fault,
         )
         opened.pop_all()
+    sleepers = Sleepers(
+        loader(project, settings, versions, compute.device), lambda version: read_weights(versions, version)
+    )
     swap = Swap(
         engine,
         versions,
         live,
         events,
         load=running(
-            loader(project, settings, versions, compute.device),
+            sleepers,
             project,
             settings,
             versions,
@@ -98,6 +104,9 @@ def open_model(
             tell=lambda number, message: events.publish("note", name, message, version=number),
         ),
         memory=memory,
+        idle=idle,
+        sleepers=sleepers,
+        between=compute.run_between_batches,
         threads=server.threads,
         first=(lambda: publish_first(project, settings, versions)) if settings.takes_tensors else None,
         on_fault=on_fault,

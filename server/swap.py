@@ -1,12 +1,13 @@
 """Which version serves: staging a candidate, promoting it, rolling back, and finding the live version on start.
 
-Three threads. *Stage* loads, checks, warms and probes a candidate, beside serving; only then is it in the engine's
+Four threads. *Stage* loads, checks, warms and probes a candidate, beside serving; only then is it in the engine's
 table, where requests may name it by number. *Flip* changes live.json by compare-and-set and, when that is on disk,
-installs the new table: the next batch is of the new version. Each kind of work has one thread of its own, so that a
+installs the new table: the next batch is of the new version. *Wake* wakes what sleeps (idle.py), at ordinary priority:
+requests wait for it. Each kind of work has one thread of its own, so that a
 rollback never waits for a candidate to load, and no two flips interleave. What is in memory (`_known`) is shared by
 both, under a lock that is held for an assignment.
 
-What stays loaded, and by which names, choosing.py says.
+What stays loaded, and by which names, choosing.py says. A version that sleeps is woken before it is flipped to.
 
 A candidate that is damaged, of another shape or not finite never enters the table: it is refused with a reason, which
 becomes an event and a line of decisions.jsonl. One for which there is no memory is refused too, but that is no verdict
@@ -20,7 +21,7 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -28,11 +29,14 @@ import torch
 from trimtab.models.errors import ModelError, VersionUnfit
 from trimtab.models.faults import is_fault, is_out_of_memory, let_go
 from trimtab.models.loading import Loader, Version
+from trimtab.models.sleeping import Sleepers
 from trimtab.server.choosing import aliases, check_alias, others, wanted
 from trimtab.server.engine import Engine
 from trimtab.server.errors import DeviceLost, InvalidRequest, NoRoom, ServerError, StartError, Unfit
 from trimtab.server.events import EventBus
+from trimtab.server.idle import Idle
 from trimtab.server.memory import ModelMemory, sizes_of
+from trimtab.server.naps import Naps
 from trimtab.server.probe import Latency, batch_sizes, check_finite, check_like, measure
 from trimtab.store.errors import StoreError, VersionDamaged, VersionUnknown
 from trimtab.store.live import Live, LiveStore
@@ -68,12 +72,16 @@ class Swap:
         *,
         load: Loader,
         memory: ModelMemory,
+        idle: Idle,
+        sleepers: Sleepers,
+        between: Callable[[Callable[[], None]], Future[None]],
         threads: int,
         first: Callable[[], object] | None = None,
         on_fault: Callable[[str], None] | None = None,
     ) -> None:
-        """`load` loads a version; `first` publishes the first one, where nothing is published and that is possible.
-        `on_fault` is called, on the stage thread, with what happened where staging found the GPU lost."""
+        """`load` loads a version, by way of `sleepers`; `between` runs something on the compute thread; `first`
+        publishes the first one, where nothing is published and that is possible. `on_fault` is called, on the stage or
+        wake thread, with what happened where one found the GPU lost."""
         self.engine = engine
         self.versions = versions
         self.live = live
@@ -83,6 +91,7 @@ class Swap:
         self._events = events
         self._load_version = load
         self._memory = memory
+        self._idle = idle
         self._publish_first = first
         self._on_fault = on_fault
         self._lock = threading.Lock()
@@ -100,7 +109,19 @@ class Swap:
             if patient:
                 yield_to_others()
 
-        self._stager, self._flipper = pool("stage"), pool("flip")
+        self._stager, self._flipper, self._waker = pool("stage"), pool("flip"), pool("wake")
+        self.naps = Naps(
+            engine,
+            events,
+            memory,
+            idle,
+            sleepers,
+            load=self._wake,
+            known=lambda: dict(self._known),
+            live=lambda: self._current.live,
+            between=between,
+        )
+        engine.on_wanted = self._wanted
 
     # --- start and stop
 
@@ -133,8 +154,11 @@ class Swap:
 
     def close(self) -> None:
         """Waits for what is under way, and counts no memory any more."""
+        self._idle.remove(self.engine.name)
+        self.naps.close()
         self._stager.shutdown(cancel_futures=True)
         self._flipper.shutdown(cancel_futures=True)
+        self._waker.shutdown(cancel_futures=True)
         self._memory.keep(self.engine.name, {})
 
     # --- what the lifecycle asks for, on the loop
@@ -161,8 +185,7 @@ class Swap:
         """
         if number == self._current.live:
             return self._current
-        if number not in self._known:
-            await self.stage(number)
+        await self._ready(number)
         return await self._on(self._flipper, lambda: self._promote(number, expected_epoch, reason))
 
     async def rollback(self, reason: str) -> Live:
@@ -170,8 +193,7 @@ class Swap:
         previous = self._current.previous
         if previous is None:
             raise Unfit(f"model {self.engine.name!r}: version {self._current.live} has no previous one to go back to")
-        if previous not in self._known:
-            await self.stage(previous)
+        await self._ready(previous)
         return await self._on(self._flipper, lambda: self._rollback(reason))
 
     async def alias(self, name: str, number: int, expected_epoch: int) -> Live:
@@ -192,6 +214,13 @@ class Swap:
     async def refresh(self) -> None:
         """Loads what the version policy wants now, and lets go what it does not."""
         await self._on(self._stager, self._refresh)
+
+    async def _ready(self, number: int) -> None:
+        """Stages the version, or wakes it, where need be."""
+        if number not in self._known:
+            await self.stage(number)
+        elif number in self.naps.asleep:
+            await self._on(self._waker, lambda: self.naps.wake(number))
 
     async def _on(self, pool: ThreadPoolExecutor, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(pool, work)
@@ -259,6 +288,18 @@ class Swap:
                 raise DeviceLost(text) from error
             raise
 
+    def _wanted(self, number: int) -> None:
+        """On the compute thread: a request waits for a version that sleeps."""
+        # Once the model is being closed, what waits is answered by whoever closes it.
+        with contextlib.suppress(RuntimeError):
+            self._waker.submit(self.naps.wake_for_requests, number)
+
+    def _wake(self, number: int) -> Version:
+        with self._no_verdict(number):
+            version = self._load_version(number)
+            version.warm(sorted({1, self.engine.policy.max_batch_size}))
+        return version
+
     def _forget(self, number: int) -> None:
         """What is reserved for a version that did not come to be loaded."""
         with self._lock:
@@ -293,7 +334,7 @@ class Swap:
         if number in self._known:
             return
         try:
-            self._learn(self._load(number))
+            self._learn(self._load(number, kept=True))
         except (VersionUnfit, Unfit) as error:
             self._events.publish("refused", self.engine.name, f"{what}: {error}", version=number)
 
@@ -372,28 +413,31 @@ class Swap:
         names = aliases(self._current, list(self._staged), self._known)
         self.engine.install(self._known[self._current.live], self._known, names)
         self._memory.keep(self.engine.name, sizes_of(self._known))
+        self.naps.changed()
 
-    def _load_reserved(self, number: int) -> Version:
-        """Loads a version within the bound on memory. Raises NoRoom, VersionUnfit."""
+    def _load_reserved(self, number: int, *, kept: bool = False) -> Version:
+        """Loads a version within the bound on memory; unless it is merely to be kept, others are put to sleep for it.
+        Raises NoRoom, VersionUnfit."""
         name = self.engine.name
         try:
             size = (self.versions.path(number) / WEIGHTS).stat().st_size
         except OSError:
             size = 0  # whoever reads the file says what is wrong
-        self._memory.reserve(name, number, size)
+        reserve = self._memory.reserve if kept else self._idle.reserve
+        reserve(name, number, size)
         try:
             with self._no_verdict(number):
                 version = self._load_version(number)
             together = {**self._known, number: version}
             grown = sum(sizes_of(together).values()) - sum(sizes_of(self._known).values())
-            self._memory.reserve(name, number, grown)
+            reserve(name, number, grown)
         except BaseException:
             self._memory.release(name, number)
             raise
         return version
 
-    def _load(self, number: int) -> Version:
-        version = self._load_reserved(number)
+    def _load(self, number: int, *, kept: bool = False) -> Version:
+        version = self._load_reserved(number, kept=kept)
         try:
             check_like(version, self.engine.schema, None)
             with self._no_verdict(number):

@@ -14,7 +14,9 @@ __all__ = ["list_versions"]
 _FITTING = ".fitting"
 
 
-def list_versions(store: VersionStore, live: Live, staged: Collection[int]) -> list[pb.VersionInfo]:
+def list_versions(
+    store: VersionStore, live: Live, staged: Collection[int], asleep: Collection[int] = ()
+) -> list[pb.VersionInfo]:
     """All versions that were ever begun, ascending. Reads the disk. Raises StoreError."""
     published = set(store.numbers())
     decisions = {decision.version: decision for decision in store.decisions()}
@@ -23,10 +25,13 @@ def list_versions(store: VersionStore, live: Live, staged: Collection[int]) -> l
         for path in store.directory.glob(f"*{_FITTING}")
         if path.name.removesuffix(_FITTING).isdecimal()
     }
-    return [
+    found = [
         _describe(store, number, decisions.get(number), live, staged, number in published)
         for number in sorted(published | decisions.keys() | fitting)
     ]
+    for info in found:
+        info.asleep = info.version in asleep
+    return found
 
 
 def _describe(

@@ -77,8 +77,8 @@ class ServerSettings(Settings):
     """Longest that a model may compute one batch. Then its requests are answered UNAVAILABLE, and it takes no others
     until it is done; the other models are served on. 0: no limit."""
     max_model_bytes: Annotated[int, Field(ge=0)] = 0
-    """Most bytes that the weights and buffers of all loaded versions may take together; what would exceed it is not
-    loaded. 0: no limit."""
+    """Most bytes that the weights and buffers of all versions that are awake may take together. For what would exceed
+    it, versions that are merely kept fall asleep; if that is not enough, it is not loaded. 0: no limit."""
     limits: LimitsSettings = LimitsSettings()
     """What clients may take."""
     tracing: TracingSettings = TracingSettings()
@@ -555,6 +555,9 @@ class ModelSettings(Settings):
     set; better where requests ask for two versions by turns all the time."""
     load: bool = True
     """Load the model when the server starts; otherwise only when it is asked for."""
+    idle_seconds: Annotated[float, Field(ge=0.0)] = 0.0
+    """After so many seconds without a request a version falls asleep: its weights leave the device for the host's
+    memory (GPU), or memory altogether (CPU). The next request wakes it, and waits for that. 0: never."""
     classes: tuple[Scalar, ...] = ()
     """Label values of a classifier, in the order of its outputs."""
     positive: Scalar = ""

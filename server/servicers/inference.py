@@ -192,8 +192,8 @@ class InferenceServicer:
                 reason = "it stalls" if engine.stalled else ""
                 reason = "the server is stopping" if self._registry.draining else reason
                 models += [
-                    index(name=engine.name, version=str(number), state=state, reason=reason)
-                    for number in sorted(engine.table.loaded)
+                    index(name=engine.name, version=str(number), state=state, reason=reason or _sleep_of(version))
+                    for number, version in sorted(engine.table.loaded.items())
                 ]
         models += [index(name=n, state="UNAVAILABLE", reason=why) for n, why in self._registry.absent.items()]
         return pb.RepositoryIndexResponse(models=[m for m in models if m.state == "READY" or not request.ready])
@@ -301,6 +301,10 @@ def _statistics(name: str, number: int, counts: VersionCounts, loaded: Version |
         ],
         memory_usage=[_memory_of(loaded)] if loaded else [],
     )
+
+
+def _sleep_of(version: Version) -> str:
+    return "it sleeps; a request wakes it" if version.asleep else ""
 
 
 def _memory_of(version: Version) -> pb.MemoryUsage:

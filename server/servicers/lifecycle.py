@@ -105,7 +105,8 @@ class LifecycleServicer:
         """Every version there ever was, ascending, with what became of it."""
         model = self._registry.model(request.model_name)
         current = model.swap.current
-        versions = await asyncio.to_thread(list_versions, model.swap.versions, current, model.swap.staged)
+        swap = model.swap
+        versions = await asyncio.to_thread(list_versions, swap.versions, current, swap.staged, swap.naps.asleep)
         return pb.ListVersionsResponse(
             versions=versions,
             live=current.live,

@@ -71,6 +71,19 @@ class Wide(nn.Module):
         return x * self.weight.mean()
 
 
+class Slow(nn.Module):
+    """x plus the mean of 1 MB of weights. Waits while the file `hold` is there, also in being loaded."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1000, 250))
+
+    def forward(self, x):
+        while (pathlib.Path(__file__).parent / "hold").exists():
+            time.sleep(0.01)
+        return x + self.weight.mean()
+
+
 class Hungry(nn.Module):
     """Fails as a GPU does: on 1 there is no memory left, on 2 the GPU is lost. `hungry` in its folder: while loading,
     too, in the way that it says."""

@@ -33,6 +33,6 @@ def play() -> None:
 
     app._device = lambda _: "cuda"
     version._device = lambda *_: torch.device("cpu")
-    version._flat = flat
+    version.flat_on = flat
     runner._machine = lambda _: PretendMachine()
     runner.graph_columns = columns

@@ -202,3 +202,24 @@ def test_of_a_batch_over_several_windows_each_has_its_share(clock: Clock) -> Non
     keeper.keep(slab, ids, counts, times, version, predictions, sketch)
     assert [(part[0], len(part)) for part in version.taken] == [(0, 250), (1000, 250), (2000, 250), (3000, 250)]
     assert all(part[-1] < 1000 * (i + 1) for i, part in enumerate(version.taken))
+
+
+@pytest.mark.parametrize("window", [None, 1_000_000], ids=["rows", "data time"])
+def test_who_counted_is_settled_before_a_window_is_looked_at(window: int | None, clock: Clock) -> None:
+    """Also the version whose batch is the first of a window, and its only one."""
+    settled: list[int] = []
+    batches = 0
+    version: Any = SimpleNamespace(program=VERSION.program, settle=lambda: settled.append(batches))
+    keeper = Keeper(
+        Schema(["x"], ["real"]), 1, None, lambda _: None, 0.0, 0, window_us=window, lockstep=window is not None
+    )
+    for batches in range(3):
+        times = np.full(1, batches * 1_000_000, np.int64)
+        sketch = keeper.sketch(version, version, 1, times)
+        assert keeper.counts(version)
+        slab: Any = SimpleNamespace(rows=1)
+        keeper.recent, keeper._until_recent = slab, 2
+        counts = np.ones(1, np.int32)
+        keeper.keep(slab, np.zeros((1, 16), np.uint8), counts, times, version, np.zeros((1, 1), np.float32), sketch)
+    # By rows a window closes with its batch, by data time before that of the next.
+    assert settled == ([0, 1, 2] if window is None else [1, 2])

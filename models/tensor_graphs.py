@@ -1,0 +1,305 @@
+"""CUDA graphs for models that take tensors: the user's own preprocessing, module and `predict`, captured as one graph
+for each bucket of rows and replayed. graphs.py has the design of buckets, buffers, streams and pools; here is what is
+different where inputs and outputs are whatever trimtab.toml says.
+
+    inputs --> pinned parts --copy in--> static inputs --graph--> static outputs --copy out--> pinned parts --> outputs
+
+All inputs lie in one buffer, each from a multiple of 256 bytes on, with room for the largest bucket (staging.offsets);
+outputs likewise. A bucket uses the first rows of each part. So there is a copy for each tensor, and not one for all of
+them as with columns: in return what lies in a part is always a value of its own tensor, also when a bucket is warmed
+and captured, and never the float of another one that is read as an index. Dtypes and shapes of the outputs are those
+that a run on one row gave; a bucket that gives others (an output [n, n], say) ends the attempt.
+
+Padding is a row of the entry's `example`, zeros without one: what the version was warmed with when it was loaded. Not
+always zeros, as 0 may be no value that the model takes, and an index out of range costs the process its GPU. For the
+same reason whole numbers are not made up at random: checked are the rows of `example`, and without one random floats
+and truth values beside zeros. If those leave every row like the padding, nothing would show whether rows depend on one
+another, so that such a version runs eagerly until its entry has an `example` whose rows differ.
+
+A bound on memory. A graph saves launches, which are nothing beside the arithmetic of a large batch of images; but its
+buffers and its pool stay allocated, and no other version can use them. So the buckets of a version take at most
+GRAPH_BYTES; larger batches run eagerly, in memory that is everybody's. Before capturing only the buffers are known;
+where the pool then is too large, there is another try with half as many rows.
+
+Runs eagerly, with the reason told: what has inputs of variable dimensions or texts, gives anything but tensors of fixed
+shape with one entry a row, cannot be captured, or disagrees with the eager pass. Not seen: a module that replaces a
+buffer by a new tensor at every call would go on from the one that was captured.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import logging
+import math
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from trimtab.models.capturing import TOLERANCE, GraphError
+from trimtab.models.errors import ModelError
+from trimtab.models.faults import is_fault, is_out_of_memory, let_go
+from trimtab.models.flat import Flat
+from trimtab.models.machine import Machine, Work
+from trimtab.models.staging import bucket_for, bucket_sizes, most_within, offsets
+from trimtab.models.tensor_trials import check, padding_of
+from trimtab.models.tensors import DTYPES, TensorVersion
+
+__all__ = ["GRAPH_BYTES", "TensorGraphs", "graph_tensors", "use_graphs"]
+
+_log = logging.getLogger(__name__)
+GRAPH_BYTES = 256 << 20
+_LOWER = {"fp16": torch.float16, "bf16": torch.bfloat16}
+
+Forward = Callable[[Mapping[str, Tensor]], list[Any]]
+Kind = tuple[torch.dtype, tuple[int, ...]]
+"""A tensor's dtype, and its dimensions after the rows."""
+
+
+class TensorGraphs:
+    """Outputs by graphs. Any thread; one batch at a time."""
+
+    def __init__(
+        self,
+        forward: Forward,
+        padding: Mapping[str, Tensor],
+        outputs: Sequence[Kind],
+        most: int,
+        machine: Machine,
+    ) -> None:
+        """`forward`: outputs, in their order, of inputs by name on the machine's device; `padding`: one row of each
+        input; `outputs`: what is expected of each. For batches of up to `most` rows. Raises GraphError where an output
+        is something else, and whatever `forward` or capturing raises."""
+        self.most = most
+        self._machine = machine
+        self._lock = threading.Lock()
+        self._padding = dict(padding)
+        kinds = [(value.dtype, tuple(value.shape[1:])) for value in padding.values()]
+        self._host_in, self._inputs, size_in = self._buffers(kinds)
+        self._host_out, self._outputs, size_out = self._buffers(outputs)
+        for part, at, row in zip(self._host_in, self._inputs, padding.values(), strict=True):
+            part.copy_(row.expand_as(part))
+            at.copy_(part)
+        sizes = bucket_sizes(most)
+        with torch.inference_mode():
+            replays, pool = machine.capture([self._work(forward, outputs, rows) for rows in sizes])
+        self._replays = dict(zip(sizes, replays, strict=True))
+        self.bytes = size_in + size_out + pool
+        """On the device: static buffers and the graphs' pool; `graph_tensors` adds a copy of the weights."""
+
+    def _buffers(self, kinds: Sequence[Kind]) -> tuple[list[Tensor], list[Tensor], int]:
+        """Parts of a buffer on the host, of one on the device, and the size of either."""
+        starts = offsets([_width(kind) for kind in kinds], self.most)
+        pair = self._machine.host(starts[-1]), self._machine.memory(starts[-1])
+        host, device = (
+            [_part(data, start, kind, self.most) for start, kind in zip(starts, kinds, strict=False)] for data in pair
+        )
+        return host, device, starts[-1]
+
+    def _work(self, forward: Forward, outputs: Sequence[Kind], rows: int) -> Work:
+        inputs = {name: part[:rows] for name, part in zip(self._padding, self._inputs, strict=True)}
+        into = [part[:rows] for part in self._outputs]
+
+        def work() -> None:
+            for position, (to, value, kind) in enumerate(zip(into, forward(inputs), outputs, strict=True)):
+                _require(position, value, kind, rows)
+                to.copy_(value)
+
+        return work
+
+    def holds(self, n: int) -> bool:
+        """Whether there is a graph for so many rows."""
+        return 1 <= n <= self.most
+
+    def call(self, inputs: Mapping[str, Tensor], rows: int) -> list[Tensor]:
+        """The outputs, in their order, of n rows of inputs in the host's memory; the caller's own. Raises ValueError
+        where there is no graph for so many."""
+        bucket = bucket_for(rows, self.most)
+        with self._lock:
+            for part, (name, padding) in zip(self._host_in, self._padding.items(), strict=True):
+                part[:rows].copy_(inputs[name])
+                if rows < bucket:
+                    part[rows:bucket].copy_(padding.expand_as(part[rows:bucket]))
+            given = [(at[:bucket], part[:bucket]) for at, part in zip(self._inputs, self._host_in, strict=True)]
+            taken = [(part[:rows], at[:rows]) for part, at in zip(self._host_out, self._outputs, strict=True)]
+            self._machine.serve(given, self._replays[bucket], taken)
+            # A copy: the next batch overwrites it, and this one's rows are still to be encoded.
+            return [part.clone() for part, _ in taken]
+
+
+def use_graphs(
+    version: TensorVersion,
+    most: int,
+    machine: Callable[[], Machine],
+    ways: Sequence[tuple[str, bool]],
+    tell: Callable[[int, str], None],
+) -> None:
+    """Has the version run by graphs made in the first of the ways (precision, whether compiled) that works, on a
+    machine of its own; eagerly where none does. `tell` hears what is not as it was asked for. Raises what breaks the
+    device."""
+    number, reasons = version.number, list[str]()
+    for precision, compiled in ways:
+        began = time.monotonic()
+        how = f"by graphs in {precision}{', compiled' if compiled else ''}"
+        try:
+            run = graph_tensors(version, most, machine, precision=precision, compiled=compiled)
+        except GraphError as error:
+            reasons.append(f"not {how}: {error}")
+            continue
+        version.use_staged(run)
+        took = f"{run.bytes:,} bytes, capturing and checking took {time.monotonic() - began:.1f} s"
+        message = f"version {number} runs {how} ({took}){''.join(f'; {reason}' for reason in reasons)}"
+        if run.most < most:
+            message += f"; batches of more than {run.most} rows run eagerly: graphs take at most {GRAPH_BYTES:,} bytes"
+        if reasons or compiled or precision != "fp32" or run.most < most:
+            tell(number, message)
+        else:
+            _log.info("%s", message)
+        return
+    tell(number, f"version {number} runs eagerly: {'; '.join(dict.fromkeys(reasons))}")
+
+
+def graph_tensors(
+    version: TensorVersion,
+    most: int,
+    machine: Callable[[], Machine],
+    *,
+    precision: str = "fp32",
+    compiled: bool = False,
+    limit: int = GRAPH_BYTES,
+) -> TensorGraphs:
+    """The version's outputs by graphs for batches of up to `most` rows, or of as many as fit into `limit` bytes; each
+    attempt on a machine of its own. Checked against the eager pass. Takes as long as capturing does, and compiling if
+    that is asked for. Raises GraphError with the reason where it cannot run so, and what breaks the device as it is."""
+    with _why():
+        padding = padding_of(version)
+        forward, copied = _pass(version, precision, compiled)
+        outputs = _kinds(version, padding)
+        widths = [value[0].nbytes for value in padding.values()] + [_width(kind) for kind in outputs]
+        fitting = most_within(limit, widths, most)
+        while fitting:
+            run = TensorGraphs(forward, padding, outputs, fitting, machine())
+            if run.bytes <= limit:
+                run.bytes += copied
+                check(version, run.call, run.most, _tolerance(version, precision))
+                return run
+            del run
+            fitting = most_within(limit, widths, fitting // 2) if fitting > 1 else 0
+    raise GraphError(f"one row of it takes more than {limit:,} bytes of buffers and graphs")
+
+
+@contextlib.contextmanager
+def _why() -> Iterator[None]:
+    try:
+        yield
+    except GraphError:
+        raise
+    except Exception as error:
+        if is_fault(error):
+            raise
+        if is_out_of_memory(error):
+            let_go()
+            raise GraphError(f"there is no memory left for its graphs: {_first_line(error)}") from error
+        what = "" if isinstance(error, ModelError) else f"{type(error).__name__}: "
+        raise GraphError(f"it cannot be captured: {what}{_first_line(error)}") from error
+
+
+def _pass(version: TensorVersion, precision: str, compiled: bool) -> tuple[Forward, int]:
+    """Inputs by name to outputs in their order; and the bytes of the weights' copy, where it works on one."""
+    names = [name for name, _, _ in version.source.shape.inputs]
+    forward, copied = (version.run_eagerly, 0) if precision == "fp32" else _lowered(version, _LOWER[precision])
+
+    def whole(*values: Tensor) -> list[Any]:
+        return forward(*version.arguments(dict(zip(names, values, strict=True))))
+
+    # Sizes are unknown to the compiler: one for each bucket would be as many compilations.
+    made: Callable[..., list[Any]] = torch.compile(whole, dynamic=True, fullgraph=True) if compiled else whole
+    return lambda inputs: made(*inputs.values()), copied
+
+
+def _lowered(version: TensorVersion, dtype: torch.dtype) -> tuple[Callable[..., list[Any]], int]:
+    """As `run_eagerly`, by a copy of the module in that dtype, and the copy's bytes. What it is given in float32 is
+    lowered, and what it gives in that dtype is float32 again."""
+    lower = copy.deepcopy(version.module).to(dtype)
+    # A deep copy of a view holds a copy of all that it is a view of; adopted, it holds what it needs.
+    flat = Flat.adopt(lower)
+    other = TensorVersion(
+        version.number,
+        version.weights,
+        version.manifest,
+        version.source,
+        version.definition,
+        _Lowered(lower, dtype),
+        version.device,
+    )
+    return other.run_eagerly, flat.layout.size
+
+
+class _Lowered(torch.nn.Module):
+    def __init__(self, module: torch.nn.Module, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.module, self.dtype = module, dtype
+
+    def forward(self, *arguments: Any) -> Any:
+        return _cast(
+            self.module(*(_cast(one, torch.float32, self.dtype) for one in arguments)), self.dtype, torch.float32
+        )
+
+
+def _cast(value: Any, of: torch.dtype, to: torch.dtype) -> Any:
+    if isinstance(value, Tensor):
+        return value.to(to) if value.dtype == of else value
+    if isinstance(value, Mapping):
+        return {name: _cast(one, of, to) for name, one in value.items()}
+    if isinstance(value, tuple | list):
+        return tuple(_cast(one, of, to) for one in value)
+    return value
+
+
+def _tolerance(version: TensorVersion, precision: str) -> float:
+    """That of the coarsest numbers within. Convolutions of float32 have ten bits of mantissa on a GPU (TF32), as fp16
+    has, and which kernel takes them depends on the number of rows."""
+    shape = version.source.shape
+    weights = list(version.module.parameters())
+    dtypes = {weight.dtype for weight in weights} | {DTYPES.get(d) for _, d, _ in (*shape.inputs, *shape.outputs)}
+    names = {precision} | {name for name, dtype in _LOWER.items() if dtype in dtypes}
+    if version.device.type == "cuda" and torch.backends.cudnn.allow_tf32 and any(w.ndim > 2 for w in weights):
+        names.add("fp16")
+    return max(TOLERANCE[name] for name in names)
+
+
+def _width(kind: Kind) -> int:
+    """Bytes a row."""
+    dtype, dims = kind
+    return math.prod(dims) * dtype.itemsize
+
+
+def _part(data: Tensor, start: int, kind: Kind, rows: int) -> Tensor:
+    dtype, dims = kind
+    return data[start : start + rows * _width(kind)].view(dtype).view(rows, *dims)
+
+
+def _kinds(version: TensorVersion, padding: Mapping[str, Tensor]) -> list[Kind]:
+    """What the eager pass gives for one row."""
+    with torch.inference_mode():
+        inputs = {name: value.to(version.device) for name, value in padding.items()}
+        given = version.run_eagerly(*version.arguments(inputs))
+    for position, value in enumerate(given):
+        if not isinstance(value, Tensor):
+            raise GraphError(f"output {version.outputs[position][0]!r} is no tensor")
+    return [(value.dtype, tuple(value.shape[1:])) for value in given]
+
+
+def _require(position: int, value: Any, kind: Kind, rows: int) -> None:
+    """What an output must be for its graph's buffer: `copy_` alone would cast and broadcast."""
+    dtype, dims = kind
+    if not isinstance(value, Tensor) or value.dtype != dtype or tuple(value.shape) != (rows, *dims):
+        found = f"{value.dtype} {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+        raise GraphError(f"output {position + 1} is {found} for {rows} rows, expected {dtype} {[rows, *dims]}")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or ["no reason was given"])[0][:300]
