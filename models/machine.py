@@ -167,7 +167,20 @@ def _cupy_on(stream: torch.cuda.Stream) -> contextlib.AbstractContextManager[Any
     if cupy is None:
         return contextlib.nullcontext()
     wrapped: Any = getattr(cupy.cuda.Stream, "from_external", None)  # since CuPy 14, where the other is deprecated
-    return cupy.cuda.ExternalStream(stream.cuda_stream) if wrapped is None else wrapped(stream)
+    on: contextlib.AbstractContextManager[Any] = (
+        cupy.cuda.ExternalStream(stream.cuda_stream) if wrapped is None else wrapped(_Foreign(stream))
+    )
+    return on
+
+
+class _Foreign:
+    """A stream by the CUDA stream protocol, which not every torch's own streams speak."""
+
+    def __init__(self, stream: torch.cuda.Stream) -> None:
+        self._stream = stream
+
+    def __cuda_stream__(self) -> tuple[int, int]:
+        return 0, self._stream.cuda_stream
 
 
 @contextlib.contextmanager

@@ -40,7 +40,10 @@ class Stream:
 def cupy(monkeypatch: pytest.MonkeyPatch) -> Any:
     class Device(contextlib.nullcontext[None]):
         compute_capability = "90"
-        attributes = {"MultiProcessorCount": 132}
+
+        @property
+        def attributes(self) -> dict[str, int]:
+            return {"MultiProcessorCount": 132}
 
     functions: dict[str, Function] = {}
 

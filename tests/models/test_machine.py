@@ -25,9 +25,6 @@ class Stream:
     def __init__(self) -> None:
         self.capturing = False
 
-    def __cuda_stream__(self) -> tuple[int, int]:
-        return 0, self.cuda_stream
-
     def wait_stream(self, _: object) -> None:
         assert not self.capturing, "another capture is under way"
 
