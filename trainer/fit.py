@@ -30,6 +30,7 @@ from trimtab.models.tasks import Task
 from trimtab.store.settings import RetrainSettings
 from trimtab.trainer.encode import EncodedRows, RowSource
 from trimtab.trainer.errors import TrainingFailed
+from trimtab.trainer.pace import PACE
 from trimtab.trainer.sampling import draw
 
 __all__ = ["SCORE_BATCH", "ChallengerState", "RefreshResult", "Trainee", "one_thread", "refresh", "score"]
@@ -63,6 +64,7 @@ def score(module: Network, task: Task, rows: EncodedRows) -> NDArray[np.float32]
             features, ids = _padded(part.features), _padded(part.ids)
             out = task.predict(module(torch.from_numpy(features), torch.from_numpy(ids)))
             predictions[start : start + len(part)] = out.numpy()[: len(part)]
+            PACE.rest()
     return predictions
 
 
@@ -154,6 +156,7 @@ class Trainee:
         torch.nn.utils.clip_grad_norm_(self.module.parameters(), MAX_GRADIENT)
         self._optimizer.step()
         self.steps += 1
+        PACE.rest()
         return value
 
     def load(self, state: ChallengerState) -> None:

@@ -50,6 +50,7 @@ from trimtab.trainer.errors import RowsUnfit, ServerGone, TrainingFailed
 from trimtab.trainer.fit import ChallengerState, one_thread, refresh
 from trimtab.trainer.gate import Evidence, decide
 from trimtab.trainer.lineage import EvidenceRows, TrainerState, remove_files
+from trimtab.trainer.pace import PACE
 from trimtab.trainer.search import fit_search
 
 __all__ = ["Json", "Steps", "Teller"]
@@ -137,7 +138,8 @@ class Steps:
         number = self.store.allocate(workflow)
         began = time.process_time()
         try:
-            found = self._refresh(workflow, cut) if recipe == "refresh" else self._search(workflow, cut)
+            with PACE.trains():
+                found = self._refresh(workflow, cut) if recipe == "refresh" else self._search(workflow, cut)
         except (RowsUnfit, TrainingFailed) as error:
             return {"version": number, "end": ["refused", f"It could not be trained: {error}."]}
         return {"version": number, "cpu_seconds": round(time.process_time() - began, 4), **found}
