@@ -43,6 +43,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from trimtab.models.architectures import Network
 from trimtab.models.faults import is_fault, is_out_of_memory
+from trimtab.models.finite import all_finite
 from trimtab.models.tasks import Task
 from trimtab.store.settings import RetrainSettings
 from trimtab.trainer.device_machine import TrainingMachine, Work
@@ -292,7 +293,7 @@ class DeviceTrainee:
     def state(self, rows_trained: int) -> ChallengerState:
         """Where it stands, on the host. Raises TrainingFailed where a weight is not finite."""
         weights = {name: _on_host(tensor) for name, tensor in self.module.state_dict().items()}
-        wrong = next((name for name, tensor in weights.items() if not torch.isfinite(tensor).all()), None)
+        wrong = next((name for name, tensor in weights.items() if not all_finite(tensor)), None)
         if wrong is not None:
             raise TrainingFailed(f"training: weights {wrong!r} are not finite after step {self.steps}")
         moments: dict[str, Tensor] = {}

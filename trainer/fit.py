@@ -26,6 +26,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from trimtab.models.architectures import Network
+from trimtab.models.finite import all_finite
 from trimtab.models.tasks import Task
 from trimtab.store.settings import RetrainSettings
 from trimtab.trainer.encode import EncodedRows, RowSource
@@ -188,7 +189,7 @@ class Trainee:
     def state(self, rows_trained: int) -> ChallengerState:
         """Where it stands, as copies. Raises TrainingFailed where a weight is not finite."""
         weights = {name: tensor.detach().clone() for name, tensor in self.module.state_dict().items()}
-        wrong = next((name for name, tensor in weights.items() if not torch.isfinite(tensor).all()), None)
+        wrong = next((name for name, tensor in weights.items() if not all_finite(tensor)), None)
         if wrong is not None:
             raise TrainingFailed(f"training: weights {wrong!r} are not finite after step {self.steps}")
         moments: dict[str, torch.Tensor] = {}
