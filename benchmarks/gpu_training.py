@@ -229,6 +229,7 @@ def main() -> None:
         rows[0]["note"] = "no GPU: on the CPU, to show that it runs; nothing here is about a GPU"
         print(rows[0]["note"], flush=True)
     summary: dict[str, float] = {}
+    torch.set_num_threads(1)
     _find_libraries()
     with tempfile.TemporaryDirectory() as scratch:
         for name, part in (

@@ -397,7 +397,12 @@ class Server:
         return added
 
     def _latencies(self) -> dict[str, bytes]:
-        return {name: self._hub.latencies(name) for name, engine in self._registry.engines.items() if engine.ready}
+        found = {}
+        for name, engine in self._registry.engines.items():
+            # One that is being unloaded may have left the hub already.
+            with contextlib.suppress(ValueError):
+                found[name] = self._hub.latencies(name) if engine.ready else b""
+        return {name: copied for name, copied in found.items() if copied}
 
     def _on_report(self, report: pb.TrainerReport) -> None:
         if self._pacing is not None:

@@ -70,7 +70,8 @@ def near(found: RefreshResult, expected: RefreshResult, tolerance: float = 2e-4)
         assert a.keys() == b.keys()
         for name in a:
             torch.testing.assert_close(a[name], b[name], rtol=tolerance, atol=tolerance)
-    np.testing.assert_allclose(found.predictions_challenger, expected.predictions_challenger, rtol=1e-3, atol=1e-3)
+    near_by = 5 * tolerance
+    np.testing.assert_allclose(found.predictions_challenger, expected.predictions_challenger, near_by, near_by)
     np.testing.assert_allclose(found.predictions_live, expected.predictions_live, rtol=1e-4, atol=1e-4)
     np.testing.assert_array_equal(found.time_us, expected.time_us)
     np.testing.assert_allclose(found.losses_challenger, expected.losses_challenger, rtol=1e-2, atol=1e-2)
@@ -86,7 +87,8 @@ def test_captured_steps_learn_what_eager_ones_on_the_cpu_do(name: str, task: str
     many = SETTINGS.model_copy(update={"steps": SLICE + 3})
     found = world.refresh(DeviceFit(machine(name), silent).refresh, 1000, 1450, given=many)
     expected = world.refresh(fit.refresh, 1000, 1450, given=many)
-    near(found, expected)
+    # AdamW's steps are as long for gradients that are nearly nothing, and those are rounding.
+    near(found, expected, 2e-4 if name == "pretend" else 5e-3)
     assert not np.array_equal(found.predictions_challenger, found.predictions_live)
 
 
