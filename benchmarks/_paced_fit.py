@@ -36,7 +36,8 @@ TASK = Task.of("binary", ["no", "yes"], "yes")
 class Work:
     """Rows and networks of a refresh that may be done again and again."""
 
-    def __init__(self, rows: int = ROWS, widths: tuple[int, ...] = (128, 64)) -> None:
+    def __init__(self, rows: int = ROWS, widths: tuple[int, ...] = (128, 64), new: int = NEW) -> None:
+        """`new` of the rows are those of a refresh."""
         rng = np.random.default_rng(0)
         values = rng.normal(size=(rows, FEATURES)).astype(np.float32)
         table = pa.RecordBatch.from_pydict({f"x{i}": values[:10_000, i] for i in range(FEATURES)})
@@ -53,7 +54,7 @@ class Work:
             np.ones(rows, np.float32),
             np.arange(rows, dtype=np.int64),
         )
-        self.new = min(NEW, rows // 2)
+        self.new = new
         self._config = {"kind": "mlp", "seed": 0, "widths": list(widths), "dropout": 0.1, "embedding": 8}
         self.live = self.module().eval().requires_grad_(False)
 
@@ -82,7 +83,8 @@ def main(directory: Path) -> int:
         PACE.govern()
     reports = Reports()
     PACE.on_training = reports.send
-    work = Work()
+    # Short ones: samples are counted when a refresh is done.
+    work = Work(new=1000)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     refresher = Refresher(device, lambda text: print(text, flush=True))
     samples = 0

@@ -31,6 +31,7 @@ from _harness import arguments, quantiles, report
 from _load import Result, run, shape
 from _paced_fit import SETTINGS, Work
 from _servers import MODEL, Server, body, make_project
+from trimtab.client.admin import AdminClient
 from trimtab.trainer import fit
 from trimtab.trainer.device_fit import DeviceFit
 from trimtab.trainer.device_machine import CudaTrainingMachine
@@ -147,6 +148,12 @@ def serving(folder: Path, budget: float) -> Iterator[Server]:
             raise RuntimeError((folder / "stderr.log").read_text()[-400:])
         ready = json.loads(line)
         bodies = {1: body(folder, MODEL, 1, "features")}
+        with AdminClient(ready["admin"]) as admin:
+            end = time.monotonic() + 120
+            while admin.status().trainer.state not in ("idle", "working"):
+                if time.monotonic() > end:
+                    raise RuntimeError(f"no trainer attends: {(folder / 'stderr.log').read_text()[-400:]}")
+                time.sleep(0.1)
         yield Server("trimtab", process, ready["grpc"], bodies, ready, project)
     finally:
         process.terminate()
