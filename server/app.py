@@ -307,11 +307,11 @@ class Server:
             if not settings.lockstep:
                 self._announcements = asyncio.create_task(self._advancer.announce(), name="announcements")
                 self._announcements.add_done_callback(_log_failure)
-        self._putting_to_sleep = asyncio.create_task(self._idle.run(), name="putting idle versions to sleep")
-        self._putting_to_sleep.add_done_callback(_log_failure)
             if self._pacing is not None:
                 self._paces = asyncio.create_task(self._pacing.run(), name="paces of the trainer")
                 self._paces.add_done_callback(_log_failure)
+        self._putting_to_sleep = asyncio.create_task(self._idle.run(), name="putting idle versions to sleep")
+        self._putting_to_sleep.add_done_callback(_log_failure)
         self._say_ready(grpc, http, admin)
         # What was made so far stays: the collector need not look at it again, which would stop every thread.
         gc.freeze()
