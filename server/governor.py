@@ -111,12 +111,13 @@ def decide_duty(state: GovernorState, window: Window, budget: float) -> Governor
     """What to allow after this window. `budget`: the share by which p99 may rise, > 0."""
     known = {name: tail for name, tail in window.tails.items() if tail.requests >= ENOUGH and tail.p99 > 0.0}
     state = replace(state, cannot_be_met=False)
+    requests = sum(tail.requests for tail in window.tails.values())
     if window.rested:
-        return _rested(state, known)
+        return _rested(state, known, requests)
     ratios = [tail.p99 / state.baselines[name].p99 for name, tail in known.items() if name in state.baselines]
     state = replace(state, worked=state.worked + 1, ratio=max(ratios, default=math.nan))
     if not known:
-        return _quiet(state, sum(tail.requests for tail in window.tails.values()))
+        return _quiet(state, requests)
     if ratios and state.ratio > 1.0 + budget:
         return _broken(state)
     if ratios and state.ratio <= 1.0 + HOLD * budget:
@@ -128,12 +129,13 @@ def decide_duty(state: GovernorState, window: Window, budget: float) -> Governor
     return state
 
 
-def _rested(state: GovernorState, known: Mapping[str, Tail]) -> GovernorState:
+def _rested(state: GovernorState, known: Mapping[str, Tail], requests: int) -> GovernorState:
     baselines = dict(state.baselines)
     for name, tail in known.items():
         before = baselines.get(name)
         baselines[name] = Baseline(tail.p99, float(tail.requests)) if before is None else before.with_(tail)
-    return replace(state, baselines=baselines, resting=False, worked=0)
+    state = replace(state, baselines=baselines, resting=False, worked=0)
+    return state if requests else _quiet(state, 0)
 
 
 def _broken(state: GovernorState) -> GovernorState:

@@ -110,6 +110,7 @@ def test_it_complains_only_after_a_row_of_broken_windows_at_the_least_duty(
 def test_nobody_to_disturb_means_full_duty_and_few_requests_half() -> None:
     state = decide_duty(GovernorState(), Window({"a": Tail(0, 0.0)}, rested=False), BUDGET)
     assert state.allowed == 1.0
+    assert decide_duty(GovernorState(), Window({"a": Tail(0, 0.0)}, rested=True), BUDGET).allowed == 1.0
     state = GovernorState()
     for _ in range(50):
         state = decide_duty(state, Window({"a": Tail(20, 1.0)}, rested=False), BUDGET)
