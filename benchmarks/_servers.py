@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from dataclasses import dataclass, field
@@ -33,6 +34,7 @@ from trimtab.store.versions import Decision, Manifest, VersionStore
 HERE = Path(__file__).parent
 FEATURES = 32
 MODEL = "m"
+_START_SECONDS = 120.0
 TICKS = os.sysconf("SC_CLK_TCK")
 
 _TOML = """
@@ -235,7 +237,10 @@ def trimtab(name: str, project: Project, rows: tuple[int, ...] = (1, 8, 64, 512)
             [*command, "-C", str(project.directory)], stdout=subprocess.PIPE, stderr=stderr, text=True
         )
     assert process.stdout is not None
+    late = threading.Timer(_START_SECONDS, process.kill)
+    late.start()
     line = process.stdout.readline()
+    late.cancel()
     if not line:
         process.wait(30)
         raise RuntimeError(f"{name}: {log.read_text(errors='replace')[-400:]}")

@@ -8,8 +8,10 @@ unseen, infinities, extremes, moments and 31 edges) of the same values, in and o
 - `graph`: 64 x 64 in a CUDA graph, less what a graph with an empty kernel takes; `staged` is what serving captures
   (GraphColumns: rows and epoch in the staged header), full and with a single row.
 
-Times are CUDA events around one call, all ways in turns, several rounds; ratios are of medians. Needs CuPy and a GPU;
-what torch does is left out where torch sees none. Not yet run: there are no results.
+Times are CUDA events around ten calls, so that what a launch takes on the host is hidden behind the kernel before, all
+ways in turns, several rounds; ratios are of medians. A way that fails is a row with `error`, and the others go on; the
+result is written anew after every part, what is worth most first. Needs CuPy and a GPU; what torch does is left out
+where torch sees none. Not yet run: there are no results.
 
 usage: python benchmarks/gpu_columns.py [--quick] [--json FILE]
 """
@@ -20,6 +22,7 @@ import importlib
 import statistics
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -33,7 +36,9 @@ from trimtab.kernels.cuda_graph import GraphColumns
 from trimtab.kernels.program import Chain, ColumnProgram, Field, RealField, SketchSpec
 from trimtab.kernels.sketch import Sketch
 
-COLUMNS = 64
+ROWS, COLUMNS = 1_048_576, 64
+LAUNCHES = 100
+GRAPHS, RIVALS = f"graph of {LAUNCHES}", "rivals"
 Way = Callable[[], Any]
 
 
@@ -102,27 +107,38 @@ def torch_ways(x: Any) -> dict[str, Way]:
     return {"torch": lambda: work(values), "torch.compile": lambda: compiled(values)}
 
 
-def measured(cupy: Any, ways: dict[str, Way], rounds: int) -> dict[str, list[float]]:
-    """Microseconds of single calls, in turns."""
-    for _ in range(3):
-        for way in ways.values():
-            way()
-    cupy.cuda.Device().synchronize()
-    found: dict[str, list[float]] = {name: [] for name in ways}
+CALLS = 10
+
+
+def measured(cupy: Any, ways: dict[str, Way], rounds: int) -> dict[str, list[float] | Exception]:
+    """Microseconds of a call, in turns; or what went wrong."""
+    found: dict[str, list[float] | Exception] = {}
+    for name, way in ways.items():
+        try:
+            for _ in range(3):
+                way()
+            cupy.cuda.Device().synchronize()
+            found[name] = []
+        except Exception as error:
+            found[name] = error
     for _ in range(rounds):
-        for name, way in ways.items():
+        for name, samples in found.items():
+            if isinstance(samples, Exception):
+                continue
             began, ended = cupy.cuda.Event(), cupy.cuda.Event()
             began.record()
-            way()
+            for _ in range(CALLS):
+                ways[name]()
             ended.record()
             ended.synchronize()
-            found[name].append(1000 * cupy.cuda.get_elapsed_time(began, ended))
+            samples.append(1000 * cupy.cuda.get_elapsed_time(began, ended) / CALLS)
     return found
 
 
 def graph_way(cupy: Any, launch: Way, times: int) -> Way:
     """A graph of so many launches, one after the other."""
     stream = cupy.cuda.Stream(non_blocking=True)
+    cupy.cuda.Device().synchronize()  # what is read was made on the default stream, for which this one does not wait
     with stream:
         launch()
         stream.synchronize()
@@ -157,56 +173,104 @@ def main() -> None:
     if isinstance(device, str):
         sys.exit(f"gpu_columns: {device}")
     cupy: Any = importlib.import_module("cupy")
-    rows, rounds = (131_072, 20) if given.quick else (1_048_576, 60)
+    board = Board(cupy, 10 if given.quick else 60, given.json)
     program = program_of(COLUMNS)
     executor = CudaExecutor(program, device)
-    results: list[dict[str, Any]] = []
-    medians: dict[str, float] = {}
 
-    def keep(case: str, samples: dict[str, list[float]]) -> None:
-        for name, found in samples.items():
-            results.append({"case": case, "way": name, **quantiles(found, "us")})
-            medians[f"{case}/{name}"] = statistics.median(found)
-
-    for kind in DATA:
-        held = OnDevice(cupy, values_of(kind, rows, COLUMNS))
+    def of_data(kind: str) -> None:
+        held = OnDevice(cupy, values_of(kind, ROWS, COLUMNS))
         target = cupy.empty_like(held.columns)
-        ways: dict[str, Way] = {
-            "copy": lambda a=held.columns, b=target: cupy.copyto(b, a),
-            "columns": lambda x=held.as_columns: executor.launch_on(x),
-            "columns without sketch": lambda x=held.as_columns: executor.launch_on(x, counted=False),
-            "matrix": lambda x=held.as_matrix: executor.launch_on(x),
-        }
-        if kind == DATA[0]:
-            ways |= {"cupy": cupy_way(cupy, held.matrix), **torch_ways(held.matrix)}
-        keep(kind, measured(cupy, ways, rounds))
+        board.add(
+            kind,
+            {
+                "copy": lambda: cupy.copyto(target, held.columns),
+                "columns": lambda: executor.launch_on(held.as_columns),
+                "columns without sketch": lambda: executor.launch_on(held.as_columns, counted=False),
+                "matrix": lambda: executor.launch_on(held.as_matrix),
+            },
+        )
         executor.collect(Sketch(program.sketch))
 
-    small = OnDevice(cupy, values_of(DATA[0], 64, COLUMNS))
-    empty = cupy.RawKernel('extern "C" __global__ void nothing() {}', "nothing")
-    times = 100
-    graphs = {
-        "empty": graph_way(cupy, lambda: empty((1,), (32,), ()), times),
-        "columns": graph_way(cupy, lambda: executor.launch_on(small.as_columns), times),
-        "staged": staged_way(cupy, GraphColumns(program, device), values_of(DATA[0], 64, COLUMNS), 64, times),
-        "staged, one row": staged_way(cupy, GraphColumns(program, device), values_of(DATA[0], 64, COLUMNS), 1, times),
-    }
-    keep(f"graph of {times}", measured(cupy, graphs, rounds))
+    def of_rivals() -> None:
+        held = OnDevice(cupy, values_of(DATA[0], ROWS, COLUMNS))
+        ways: dict[str, Way] = {"cupy": cupy_way(cupy, held.matrix), **torch_ways(held.matrix)}
+        board.add(RIVALS, {"matrix": lambda: executor.launch_on(held.as_matrix), **ways})
 
-    uniform = f"{DATA[0]}/"
-    of_graph = f"graph of {times}/"
-    summary = {
-        "copy_us": medians[f"{uniform}copy"],
-        "columns_us": medians[f"{uniform}columns"],
-        "copy_fraction": medians[f"{uniform}copy"] / medians[f"{uniform}columns"],
-        "matrix_copy_fraction": medians[f"{uniform}copy"] / medians[f"{uniform}matrix"],
-        "skew_ratio": max(medians[f"{kind}/columns"] for kind in DATA) / medians[f"{uniform}columns"],
-        "graph_us": (medians[f"{of_graph}staged"] - medians[f"{of_graph}empty"]) / times,
-    }
+    def of_graphs() -> None:
+        values = values_of(DATA[0], 64, COLUMNS)
+        small = OnDevice(cupy, values)
+        empty = cupy.RawKernel('extern "C" __global__ void nothing() {}', "nothing")
+        board.add(
+            GRAPHS,
+            {
+                "empty": graph_way(cupy, lambda: empty((1,), (32,), ()), LAUNCHES),
+                "staged": staged_way(cupy, GraphColumns(program, device), values, 64, LAUNCHES),
+                "staged, one row": staged_way(cupy, GraphColumns(program, device), values, 1, LAUNCHES),
+                "columns": graph_way(cupy, lambda: executor.launch_on(small.as_columns), LAUNCHES),
+            },
+        )
+
+    board.part(DATA[0], lambda: of_data(DATA[0]))
+    board.part("graphs", of_graphs)
+    for kind in DATA[1:]:
+        board.part(kind, lambda kind=kind: of_data(kind))
+    board.part("rivals", of_rivals)
+
+
+class Board:
+    """Rows of the result, and the summary that is made of them."""
+
+    def __init__(self, cupy: Any, rounds: int, path: Path | None) -> None:
+        self.cupy, self.rounds, self.path = cupy, rounds, path
+        self.rows: list[dict[str, Any]] = []
+        self.medians: dict[str, float] = {}
+
+    def part(self, name: str, work: Callable[[], None]) -> None:
+        """Does a part, whose failure is a row, and writes what there is."""
+        try:
+            work()
+        except Exception as error:
+            self.rows.append({"case": name, "error": f"{type(error).__name__}: {error}"[:500]})
+            print(f"gpu_columns: {name}: {error}", file=sys.stderr)
+        report(self.rows, summary_of(self.medians), self.path)
+
+    def add(self, case: str, ways: dict[str, Way]) -> None:
+        """Measures the ways of a case."""
+        for way, found in measured(self.cupy, ways, self.rounds).items():
+            row: dict[str, Any] = {"case": case, "way": way}
+            if isinstance(found, Exception):
+                row["error"] = f"{type(found).__name__}: {found}"[:500]
+                print(f"gpu_columns: {case}, {way}: {found}", file=sys.stderr)
+            else:
+                row |= quantiles(found, "us")
+                self.medians[f"{case}/{way}"] = statistics.median(found)
+            self.rows.append(row)
+
+
+def summary_of(medians: dict[str, float]) -> dict[str, float]:
+    """Ratios of what was measured; pure."""
+    uniform, found = f"{DATA[0]}/", {}
+    copy, columns, matrix = (medians.get(f"{uniform}{way}") for way in ("copy", "columns", "matrix"))
+    if copy is not None:
+        found["copy_us"] = copy
+        found["copy_bytes_per_second"] = 8e6 * ROWS * COLUMNS / copy
+    if columns is not None:
+        found["columns_us"] = columns
+        skewed = [medians[f"{kind}/columns"] for kind in DATA if f"{kind}/columns" in medians]
+        if len(skewed) == len(DATA):
+            found["skew_ratio"] = max(skewed) / columns
+    if copy is not None and columns is not None:
+        found["copy_fraction"] = copy / columns
+    if copy is not None and matrix is not None:
+        found["matrix_copy_fraction"] = copy / matrix
+    empty, staged = medians.get(f"{GRAPHS}/empty"), medians.get(f"{GRAPHS}/staged")
+    if empty is not None and staged is not None:
+        found["graph_us"] = (staged - empty) / LAUNCHES
     for rival in ("cupy", "torch", "torch.compile"):
-        if f"{uniform}{rival}" in medians:
-            summary[f"vs_{rival.replace('.', '_')}"] = medians[f"{uniform}{rival}"] / medians[f"{uniform}matrix"]
-    report(results, summary, given.json)
+        theirs, ours = medians.get(f"{RIVALS}/{rival}"), medians.get(f"{RIVALS}/matrix")
+        if theirs is not None and ours is not None:
+            found[f"vs_{rival.replace('.', '_')}"] = theirs / ours
+    return found
 
 
 if __name__ == "__main__":

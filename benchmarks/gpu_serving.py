@@ -15,13 +15,15 @@
 - `profile`: calls of CUDA's runtime and allocations in a batch: no synchronisation but the wait for the answer.
 - `capture`: seconds to capture and check all buckets, and the bytes they take.
 
-Wall times. A case that fails is a row with `error`, and the others go on.
+Wall times. A case that fails is a row with `error`, and the others go on; the result is written anew after every part,
+what is worth most first.
 
 usage: python benchmarks/gpu_serving.py [--quick] [--json FILE]
 """
 
 from __future__ import annotations
 
+import os
 import statistics
 import sys
 import tempfile
@@ -157,13 +159,22 @@ def forward(run: Run) -> None:
     """See the module."""
     for name, widths in list(NETWORKS.items())[: 2 if run.quick else 3]:
         module = network(widths).to(DEVICE)
-        compiled = torch.compile(module, dynamic=True, fullgraph=True)
         ways = {"eager": plain(module, widths[0]), "graphs": graphs(run, module, widths, name, "graphs")}
         if not run.quick:
             for way, dtype in (("graphs_bf16", torch.bfloat16), ("graphs_fp16", torch.float16)):
                 ways[way] = graphs(run, lowered(widths, dtype), widths, name, way)
-        ways["compile"] = plain(compiled, widths[0])
-        ways["graphs_compiled"] = graphs(run, compiled, widths, name, "graphs_compiled")
+        for rows in SIZES:
+            _compare(run, name, rows, ways)
+
+
+def compiled(run: Run) -> None:
+    """As `forward`, by torch.compile; on its own, since compiling takes most of the time."""
+    for name, widths in list(NETWORKS.items())[: 2 if run.quick else 3]:
+        module = torch.compile(network(widths).to(DEVICE), dynamic=True, fullgraph=True)
+        ways = {
+            "compile": plain(module, widths[0]),
+            "graphs_compiled": graphs(run, module, widths, name, "graphs_compiled"),
+        }
         for rows in SIZES:
             _compare(run, name, rows, ways)
 
@@ -179,10 +190,12 @@ def _compare(run: Run, name: str, rows: int, ways: dict[str, Way]) -> None:
         row = run.case("forward", timed, network=name, way=way, rows=rows)
         if "time" in row:
             medians[way] = row["time"]["p50"]
+    key = f"graphs_us_{name}_{rows}"
     if "graphs" in medians:
-        run.summary[f"graphs_us_{name}_{rows}"] = medians["graphs"]
-        for way in medians.keys() & {"eager", "compile"}:
-            run.summary[f"graphs_vs_{way}_{name}_{rows}"] = medians[way] / medians["graphs"]
+        run.summary[key] = medians["graphs"]
+    for way in medians.keys() & {"eager", "compile"}:
+        if key in run.summary:
+            run.summary[f"graphs_vs_{way}_{name}_{rows}"] = medians[way] / run.summary[key]
 
 
 # --- requests
@@ -195,7 +208,7 @@ def served(run: Run, folder: Path, kind: str, work: Callable[[Any, Any], dict[st
     device, how = WAYS[kind.partition("-")[0]]
     text = path.read_text().replace("[server]", f'[server]\ndevice = "{device}"', 1)
     path.write_text(text.replace('architecture = "mlp"', f'architecture = "mlp"\n{how}', 1))
-    server = trimtab(kind, project, (1, 64), core="0-3")
+    server = trimtab(kind, project, (1, 64), core=",".join(map(str, sorted(os.sched_getaffinity(0))[:4])))
     try:
         with grpc.insecure_channel(server.address) as channel:
             found = work(server, GRPCInferenceServiceStub(channel))
@@ -392,10 +405,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         parts: list[tuple[str, Callable[[], None]]] = [
             ("forward", lambda: forward(run)),
-            ("swap", lambda: swap(run)),
             ("request", lambda: request(run, Path(scratch))),
-            ("flip", lambda: flip(run, Path(scratch))),
+            ("swap", lambda: swap(run)),
             ("profile", lambda: profile(run)),
+            ("flip", lambda: flip(run, Path(scratch))),
+            ("compiled", lambda: compiled(run)),
         ]
         for name, part in parts:
             run.case("part", lambda part=part: part() or {}, name=name)

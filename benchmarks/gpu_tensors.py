@@ -9,6 +9,8 @@ All ways are captured in CUDA graphs, so what is compared is the device's time, 
 in a round is its least sample, ratios are those of a round, with their median and its bootstrap 95 % interval. What a
 case reads and writes is larger than the L2 cache of an H100.
 
+A way or a case that fails is a row with `error`, and the others go on; the result is written anew after every case.
+
 Without a GPU this measures nothing and says so. It has not been run on one yet: no result is committed.
 
 usage: python benchmarks/gpu_tensors.py [--quick] [--json FILE]
@@ -20,6 +22,7 @@ import math
 import sys
 from collections.abc import Callable
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,6 +31,7 @@ from _harness import arguments, quantiles, report
 from trimtab.kernels.embeddings import FeatureSums, RandomFeatures
 from trimtab.kernels.images import channel_constants, normalise_images
 from trimtab.kernels.predictions import PredictionSpec, PredictionStatistics
+from trimtab.models.machine import CudaMachine
 
 Call = Callable[[], Any]
 HALF, FULL = torch.float16, torch.float32
@@ -45,16 +49,10 @@ MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def graph_of(call: Call) -> Call:
-    """The same as the replay of a graph; the calls before it compile what there is to compile."""
-    stream = torch.cuda.Stream()
-    with torch.cuda.stream(stream):
-        for _ in range(3):
-            call()
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, stream=stream):
-        call()
-    return graph.replay
+    """The same as the replay of a graph; the calls before it compile what there is to compile. What cannot be captured
+    leaves the next ones in order (models/machine.py)."""
+    (replay,), _ = CudaMachine(torch.device("cuda")).capture([call])
+    return replay
 
 
 def samples_us(call: Call, count: int) -> list[float]:
@@ -85,7 +83,8 @@ def copy_of(moved: int) -> Call:
 class Board:
     """The rows of the result, and the summary that is made of them."""
 
-    def __init__(self, quick: bool) -> None:
+    def __init__(self, quick: bool, path: Path | None) -> None:
+        self.path = path
         self.rounds, self.samples = (3, 5) if quick else (9, 20)
         self.rows: list[dict[str, Any]] = []
         self.summary: dict[str, float] = {}
@@ -94,7 +93,12 @@ class Board:
     def measure(self, name: str, calls: dict[str, Call], moved: int, flops: int = 0) -> None:
         """Rounds of all ways, `kernel` among them."""
         print(f"gpu_tensors: {name}", file=sys.stderr)
-        ways = {way: graph_of(call) for way, call in {**calls, "copy": copy_of(moved)}.items()}
+        ways: dict[str, Call] = {}
+        for way, call in {"copy": copy_of(moved), **calls}.items():
+            try:
+                ways[way] = graph_of(call)
+            except Exception as error:
+                self.failed(name, error, way)
         found: dict[str, list[list[float]]] = {way: [] for way in ways}
         for _ in range(self.rounds):
             for way, call in ways.items():
@@ -106,12 +110,22 @@ class Board:
                 {**self.where, "case": name, "way": way, "bytes": moved, "rounds": least[way], "time": every}
             )
         self.ratio(f"{name}_copy_fraction", least["copy"], least["kernel"])
-        for way in ("eager", "compiled"):
+        for way in least.keys() & {"eager", "compiled"}:
             self.ratio(f"{name}_vs_{way}", least[way], least["kernel"])
         if "skewed" in least:
             self.ratio(f"{name}_skew_ratio", least["skewed"], least["kernel"])
         if flops:
             self.summary[f"{name}_tflops"] = flops / min(least["kernel"]) / 1e6
+
+    def failed(self, name: str, error: Exception, way: str = "all") -> None:
+        """Adds a row that says what went wrong."""
+        print(f"gpu_tensors: {name}, {way}: {error}", file=sys.stderr)
+        text = f"{type(error).__name__}: {error}"[:500]
+        self.rows.append({**self.where, "case": name, "way": way, "error": text})
+
+    def write(self) -> None:
+        """Writes what there is."""
+        report(self.rows, self.summary, self.path)
 
     def ratio(self, name: str, over: list[float], under: list[float]) -> None:
         """A ratio of two ways of the same rounds, with its interval."""
@@ -192,12 +206,15 @@ def main() -> None:
     if not torch.cuda.is_available():
         print("gpu_tensors: no GPU here, nothing was measured")
         return
-    board = Board(options.quick)
+    board = Board(options.quick, options.json)
     for measure, cases in ((predictions, PREDICTIONS), (embeddings, EMBEDDINGS), (images, IMAGES)):
         for case in cases[:2] if options.quick else cases:
-            measure(board, *case)
-            torch.cuda.empty_cache()
-    report(board.rows, board.summary, options.json)
+            try:
+                measure(board, *case)
+                torch.cuda.empty_cache()
+            except Exception as error:
+                board.failed(f"{measure.__name__} {case}", error)
+            board.write()
 
 
 if __name__ == "__main__":

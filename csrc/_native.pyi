@@ -794,3 +794,7 @@ class Hub(HotTarget):
 
     def statistics(self, name: str) -> dict[str, Any]:
         """A copy of a model's counters: see trimtab.server.statistics."""
+
+    def latencies(self, name: str) -> bytes:
+        """uint64 counts of a model's answered requests by latency, in fine buckets: see
+        trimtab.server.statistics.FINE_BOUNDS."""

@@ -183,6 +183,11 @@ py::dict statistics_of(Hub& hub, const std::string& name) {
     return all;
 }
 
+py::bytes latencies_of(Hub& hub, const std::string& name) {
+    const FineHistogram counts = hub.model(name).statistics.latencies();
+    return {reinterpret_cast<const char*>(counts.buckets.data()), sizeof counts.buckets};
+}
+
 std::string rendered(Hub& hub) {
     py::gil_scoped_release released;
     return render_metrics(hub.metrics());
@@ -338,7 +343,8 @@ void bind_hub(py::module_& module) {
             py::arg("name"), py::arg("version"), py::arg("status"), py::arg("message"), Released())
         .def("in_flight", &Hub::in_flight, py::arg("name"), Released())
         .def("render", [](Hub& hub) { return py::bytes(rendered(hub)); })
-        .def("statistics", &statistics_of, py::arg("name"));
+        .def("statistics", &statistics_of, py::arg("name"))
+        .def("latencies", &latencies_of, py::arg("name"));
 }
 
 }  // namespace trimtab

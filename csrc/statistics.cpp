@@ -17,6 +17,7 @@ void Statistics::batch(std::uint32_t version, std::uint32_t rows, std::span<cons
         waited += marks.begun - instant;
         data_.queue.add(kLatencyBounds, marks.begun - instant);
         data_.total.add(kLatencyBounds, marks.encoded - instant);
+        latencies_.add(marks.encoded - instant);
     }
     data_.compute.add(kLatencyBounds, marks.encoded - marks.begun);
     data_.sizes.add(kSizeBounds, rows);
@@ -53,6 +54,11 @@ void Statistics::drop(Dropped why, std::uint64_t requests) {
 StatisticsData Statistics::copy() const {
     const std::lock_guard guard(lock_);
     return data_;
+}
+
+FineHistogram Statistics::latencies() const {
+    const std::lock_guard guard(lock_);
+    return latencies_;
 }
 
 }  // namespace trimtab

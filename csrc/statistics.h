@@ -5,6 +5,7 @@
 #pragma once
 
 #include <array>
+#include <bit>
 #include <cstddef>
 #include <cstdint>
 #include <map>
@@ -42,6 +43,24 @@ struct Histogram {
         ++buckets[low];
         total += value;
     }
+};
+
+// Latencies finely enough for a change of a few per cent in a quantile: 32 buckets an octave from 1 us (2^10 ns) to
+// 137 s (2^37 ns), one below and one above. A bucket's lower bound is within it.
+struct FineHistogram {
+    static constexpr int kBits = 5, kFirst = 10, kLast = 37;
+    static constexpr std::size_t kBuckets = (std::size_t{kLast - kFirst} << kBits) + 2;
+    std::array<std::uint64_t, kBuckets> buckets{};
+
+    static constexpr std::size_t place(std::int64_t ns) {
+        if (ns < (std::int64_t{1} << kFirst)) return 0;
+        if (ns >= (std::int64_t{1} << kLast)) return kBuckets - 1;
+        const auto value = static_cast<std::uint64_t>(ns);
+        const int octave = static_cast<int>(std::bit_width(value)) - 1;
+        const std::size_t within = (value >> (octave - kBits)) & ((std::size_t{1} << kBits) - 1);
+        return 1 + (static_cast<std::size_t>(octave - kFirst) << kBits) + within;
+    }
+    void add(std::int64_t ns) { ++buckets[place(ns)]; }
 };
 
 struct Stage {
@@ -90,10 +109,13 @@ class Statistics {
     void failure(std::uint32_t version, std::span<const std::int64_t> arrived, std::int64_t now);
     void drop(Dropped why, std::uint64_t requests = 1);
     StatisticsData copy() const;
+    // Of the requests in `total`.
+    FineHistogram latencies() const;
 
   private:
     mutable std::mutex lock_;
     StatisticsData data_;
+    FineHistogram latencies_;
 };
 
 }  // namespace trimtab

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -123,6 +124,8 @@ class CupyDevice:
             self._architecture = f"sm_{self._device.compute_capability}"
             self._side = self._cupy.cuda.Stream(non_blocking=True)
 
+    _granting = threading.Lock()
+
     def kernel(self, source: str, variant: Variant) -> Kernel:
         """See Device."""
         path = compiled(source, variant, self._architecture)
@@ -137,7 +140,10 @@ class CupyDevice:
         def launch(call: Launch) -> None:
             nonlocal granted
             if call.shared_bytes > granted:
-                function.max_dynamic_shared_size_bytes = granted = call.shared_bytes
+                # CuPy loads a file once, so programs of one source share the function: never less than another has.
+                with self._device, self._granting:
+                    granted = max(call.shared_bytes, function.max_dynamic_shared_size_bytes)
+                    function.max_dynamic_shared_size_bytes = granted
             types = (np.uint32, np.uint64)
             arguments = tuple(types[wide](value) for value, wide in zip(call.arguments, call.wide, strict=True))
             with self._device:
@@ -153,9 +159,11 @@ class CupyDevice:
     def copy_in(self, memory: Memory, offset: int, values: Array) -> None:
         """See Device."""
         if values.nbytes:
-            # From memory that is not pinned it returns when the values have been taken, in the stream's order.
             stream = self._cupy.cuda.get_current_stream()
             self._at(memory, offset).copy_from_host_async(values.ctypes.data, values.nbytes, stream)
+            # From memory that is not pinned it returns, on the machines there are so far, when the values have been
+            # taken; CUDA promises that nowhere, and where the GPU reads the host's pages itself it need not be so.
+            stream.synchronize()
 
     def copy_out(self, memory: Memory, offset: int, values: Array) -> None:
         """See Device."""

@@ -205,8 +205,13 @@ def _captured(
     def whole(features: Tensor, ids: Tensor) -> Tensor:
         return predict(forward(features, ids))
 
-    # Sizes are unknown to the compiler: one for each bucket would be as many compilations.
-    made: Forward = torch.compile(whole, dynamic=True, fullgraph=True) if asked.compiled else whole
+    made: Forward = whole
+    if asked.compiled:
+        # Code of its own: torch keeps what it compiles with the code, gives up on the ninth kind of weights for the
+        # same, and would keep those of versions that were let go.
+        whole.__code__ = whole.__code__.replace()
+        # Sizes are unknown to the compiler: one for each bucket would be as many compilations.
+        made = torch.compile(whole, dynamic=True, fullgraph=True)
     intake = asked.intake()
     return GraphedRun(made, intake, task.width, asked.most, asked.machine, weights=weights, resident=resident)
 

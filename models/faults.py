@@ -12,6 +12,7 @@ message: what a client sent may be quoted in an error of the user's own model, a
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 
 import torch
@@ -20,7 +21,15 @@ __all__ = ["is_fault", "is_out_of_memory", "let_go"]
 
 _NO_MEMORY = ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED", "cudaErrorMemoryAllocation")
 _CPU_NO_MEMORY = "DefaultCPUAllocator: can't allocate memory"
-_CUDA = ("CUDA error: ", "cuDNN error: ", "cudaError", "CUDA_ERROR_", "NVML_")
+_CUDA = (
+    "CUDA error: ",
+    "CUDA driver error: ",
+    "cuDNN error: ",
+    "Triton Error [CUDA]: ",
+    "cudaError",
+    "CUDA_ERROR_",
+    "NVML_",
+)
 _PASSING = (
     "invalid argument",
     "invalid configuration argument",
@@ -54,7 +63,9 @@ def let_go() -> None:
     """Gives memory that torch keeps for later back to the GPU, after something did not fit. No other device's work is
     waited for."""
     if _uses_cuda():
-        torch.cuda.empty_cache()
+        # While a graph is captured on another thread torch may refuse; what it keeps is of use to the next batch still.
+        with contextlib.suppress(RuntimeError):
+            torch.cuda.empty_cache()
 
 
 def _out_of_memory(error: BaseException) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from typing import Any, Protocol
@@ -18,6 +19,12 @@ from torch import Tensor
 __all__ = ["Copies", "CudaMachine", "Machine", "Work"]
 
 _WARM_RUNS = 2
+_capturing = threading.Lock()
+"""One capture at a time in the process: they share a stream, on which another's warming would become a part of the
+graph, and whether garbage is collected."""
+_abandoned: list[torch.cuda.CUDAGraph] = []
+"""Captures that CUDA called invalid. torch's allocators keep a pointer to such a graph, by which they ask it whether
+what is allocated is its own; so it must not be freed."""
 
 Work = Callable[[], None]
 Copies = Sequence[tuple[Tensor, Tensor]]
@@ -51,7 +58,8 @@ class CudaMachine:
     def __init__(self, device: torch.device) -> None:
         self.device = device
         index = torch.cuda.current_device() if device.index is None else device.index
-        self._in, self._compute, self._out, self._capturing = _streams(index)
+        self._index = index
+        self._in, self._compute, self._out, self._capture_on = _streams(index)
         self._pool: Any = torch.cuda.graph_pool_handle()
         self._sent, self._computed, self._taken = (_event() for _ in range(3))
 
@@ -65,34 +73,54 @@ class CudaMachine:
 
     def capture(self, works: Sequence[Work]) -> tuple[list[Work], int]:
         """See Machine."""
-        stream = self._capturing
-        stream.wait_stream(torch.cuda.current_stream(self.device))
+        stream = self._capture_on
         graphs: list[Work] = []
-        with torch.cuda.stream(stream), _cupy_on(stream):
-            for work in works:
-                for _ in range(_WARM_RUNS):
-                    work()
-            stream.synchronize()
-            with _own_workspaces(), _no_collection():
+        with _capturing:
+            # The works' inputs were made on the caller's stream, for which torch's other streams do not wait.
+            stream.wait_stream(torch.cuda.current_stream(self.device))
+            with torch.cuda.stream(stream), _cupy_on(stream):
                 for work in works:
-                    graphs.append(self._captured(work))
-        stream.synchronize()
+                    for _ in range(_WARM_RUNS):
+                        work()
+                stream.synchronize()
+                with _own_workspaces(), _no_collection():
+                    for work in works:
+                        graphs.append(self._captured(work))
+            stream.synchronize()
         return graphs, self._pool_bytes()
 
     def _captured(self, work: Work) -> Work:
         graph = torch.cuda.CUDAGraph()
-        # Not torch.cuda.graph: that waits for the whole device and empties the cache, under what serves. Only this
-        # thread's calls may end the capture; the compute thread goes on meanwhile.
-        graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
         try:
+            # Not torch.cuda.graph: that waits for the whole device and empties the cache, under what serves. Only this
+            # thread's calls may end the capture; the compute thread goes on meanwhile.
+            graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
             work()
+            graph.capture_end()
         except BaseException:
-            # The stream must leave capturing in any case, and what it says about that is not the reason.
-            with contextlib.suppress(Exception):
-                graph.capture_end()
+            self._abandon(graph)
             raise
-        graph.capture_end()
         return graph.replay
+
+    def _abandon(self, graph: torch.cuda.CUDAGraph) -> None:
+        """Ends a capture that failed. What is said about that is not the reason, and is not passed on."""
+        with contextlib.suppress(Exception):
+            graph.capture_end()  # the stream must leave capturing in any case
+        # Of a capture that CUDA calls invalid (something waited for the device, say), capture_end does not tell torch's
+        # allocator. It would take it for under way from then on: look nowhere else when memory runs out, and fail an
+        # assertion when it is to give memory back.
+        try:
+            torch._C._cuda_endAllocateToPool(self._index, self._pool)
+        except Exception:
+            return  # it was told
+        _abandoned.append(graph)
+        with contextlib.suppress(Exception):
+            torch._C._cuda_releasePool(self._index, self._pool)
+            # Some torch's random generator takes it for under way, too, until the next that goes well.
+            place, well = torch.zeros(1, device=self.device), torch.cuda.CUDAGraph()
+            well.capture_begin(capture_error_mode="thread_local")
+            place.zero_()
+            well.capture_end()
 
     def serve(self, given: Copies, replay: Work, taken: Copies) -> None:
         """See Machine."""
@@ -136,7 +164,23 @@ def _event() -> torch.cuda.Event:
 def _cupy_on(stream: torch.cuda.Stream) -> contextlib.AbstractContextManager[Any]:
     """Has CuPy launch on that stream in the block, too, where a work launches by CuPy (columns do)."""
     cupy: Any = sys.modules.get("cupy")
-    return contextlib.nullcontext() if cupy is None else cupy.cuda.ExternalStream(stream.cuda_stream)
+    if cupy is None:
+        return contextlib.nullcontext()
+    wrapped: Any = getattr(cupy.cuda.Stream, "from_external", None)  # since CuPy 14, where the other is deprecated
+    on: contextlib.AbstractContextManager[Any] = (
+        cupy.cuda.ExternalStream(stream.cuda_stream) if wrapped is None else wrapped(_Foreign(stream))
+    )
+    return on
+
+
+class _Foreign:
+    """A stream by the CUDA stream protocol, which not every torch's own streams speak."""
+
+    def __init__(self, stream: torch.cuda.Stream) -> None:
+        self._stream = stream
+
+    def __cuda_stream__(self) -> tuple[int, int]:
+        return 0, self._stream.cuda_stream
 
 
 @contextlib.contextmanager

@@ -50,12 +50,14 @@ from trimtab.server.channel import TrainerChannel
 from trimtab.server.compute import ComputeThread
 from trimtab.server.errors import DeviceLost, ServerError, StartError
 from trimtab.server.events import EventBus
+from trimtab.server.gpu_share import mps_runs, share_environment
 from trimtab.server.http import HttpServer
 from trimtab.server.idle import Idle
 from trimtab.server.local_calls import LocalCalls
 from trimtab.server.memory import ModelMemory
 from trimtab.server.metrics import Metrics
 from trimtab.server.opening import close_model, open_model
+from trimtab.server.pacing import Pacing
 from trimtab.server.repository import Repository
 from trimtab.server.rest import Rest
 from trimtab.server.runtime import Address, StateLock, admin_path, remove_address, write_address
@@ -158,6 +160,7 @@ class Server:
         self._device_lost = False
         self._lock: StateLock | None = None
         self._announcements: asyncio.Task[None] | None = None
+        self._paces: asyncio.Task[None] | None = None
         self._warming: asyncio.Task[object] | None = None
         self._health: list[Health] = []
         self._registry = Registry()
@@ -190,13 +193,23 @@ class Server:
         # Models that only take tensors leave a trainer nothing to do.
         trains = settings.trainer and not _switched_off() and any(model.retrainable for model in project.models)
         self._channel = TrainerChannel(self._on_report, enabled=trains)
-        self._supervisor = Supervisor(project.directory, project.state / "trainer.log", self._channel, self._events)
+        self._supervisor = Supervisor(
+            project.directory,
+            project.state / "trainer.log",
+            self._channel,
+            self._events,
+            environment=self._trainer_environment() if trains else {},
+        )
         self._advancer = Advancer(self._registry, self._compute, self._channel)
         self._lifecycle = LifecycleServicer(
             self._registry, self._advancer, self._channel, self._supervisor, self._events
         )
         self._metrics = Metrics(self._registry, self._hub, self._channel, self._lifecycle.trainer_status)
         self._metrics.spans = self._spans
+        self._pacing: Pacing | None = None
+        if trains and settings.trainer_p99_budget > 0 and not settings.lockstep:
+            self._pacing = Pacing(self._latencies, self._channel, self._events, settings.trainer_p99_budget)
+            self._metrics.duty = self._pacing.duty
         self._tls = TlsFiles.of(project.security, project.directory)
         self._transport = self._make_transport()
         everybody = project.security.model_control == "everywhere"
@@ -294,6 +307,9 @@ class Server:
             if not settings.lockstep:
                 self._announcements = asyncio.create_task(self._advancer.announce(), name="announcements")
                 self._announcements.add_done_callback(_log_failure)
+            if self._pacing is not None:
+                self._paces = asyncio.create_task(self._pacing.run(), name="paces of the trainer")
+                self._paces.add_done_callback(_log_failure)
         self._putting_to_sleep = asyncio.create_task(self._idle.run(), name="putting idle versions to sleep")
         self._putting_to_sleep.add_done_callback(_log_failure)
         self._say_ready(grpc, http, admin)
@@ -380,7 +396,24 @@ class Server:
         """Returns when the server is to stop."""
         await self._stop.wait()
 
+    def _trainer_environment(self) -> dict[str, str]:
+        on_gpu = any(model.retrainable and model.retrain.device == "cuda" for model in self._project.models)
+        added, told = share_environment(self._settings.trainer_gpu_share, on_gpu=on_gpu, mps=mps_runs())
+        if told:
+            self._events.publish("note", "", told)
+        return added
+
+    def _latencies(self) -> dict[str, bytes]:
+        found = {}
+        for name, engine in self._registry.engines.items():
+            # One that is being unloaded may have left the hub already.
+            with contextlib.suppress(ValueError):
+                found[name] = self._hub.latencies(name) if engine.ready else b""
+        return {name: copied for name, copied in found.items() if copied}
+
     def _on_report(self, report: pb.TrainerReport) -> None:
+        if self._pacing is not None:
+            self._pacing.heard()
         for event in report.events:
             self._events.forward(event)
         for quality in report.quality:
@@ -404,7 +437,7 @@ class Server:
         for health in self._health:
             health.set(False)
         done = await self._drain(left)
-        for task in (self._announcements, self._putting_to_sleep):
+        for task in (self._announcements, self._paces, self._putting_to_sleep):
             if task is not None:
                 task.cancel()
                 await asyncio.wait([task])

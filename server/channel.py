@@ -4,6 +4,8 @@ Commands get a sequence number and wait in a log until the trainer acknowledges 
 all that is not acknowledged, oldest first, then what comes: so one that died is told again, and must take a command
 twice. Only the newest stream counts; an older one is ended. An acknowledgement covers all commands up to its number.
 
+Paces (server/pacing.py) are no such commands: they have no number, and the one that counts is the newest.
+
 Everything here happens on the loop; other threads go through call_soon_threadsafe.
 
 Turned down: a log on disk. Commands are derived from what is on disk (sealed segments, labels, drift.jsonl), and a
@@ -81,6 +83,12 @@ class TrainerChannel:
         if self._stream is not None:
             self._stream.put(message)
         return command
+
+    def pace(self, pace: pb.PaceCommand) -> None:
+        """Tells the trainer that attends at once, outside the order of commands. It counts while it is new, so nothing
+        keeps it for a trainer that comes later."""
+        if self._stream is not None:
+            self._stream.put(pb.TrainerCommand(pace=pace))
 
     async def attend(self, reports: AsyncIterator[pb.TrainerReport]) -> AsyncIterator[pb.TrainerCommand]:
         """One trainer's stream: yields commands while its reports are taken."""

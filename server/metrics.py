@@ -47,6 +47,8 @@ class Metrics(Collector):
         self._calls: Counter[tuple[str, str]] = Counter()
         self.native_calls: Callable[[], list[tuple[str, str, int]]] = list
         """Ended calls that native code counts: method, code, how many."""
+        self.duty: Callable[[], float] | None = None
+        """Share of the time in which the trainer may train; None: nobody slows it down."""
         self.spans: SpanSender | None = None
         """Of traced requests; None: nothing is traced."""
         self.registry = CollectorRegistry()
@@ -91,6 +93,9 @@ class Metrics(Collector):
         yield _counter("trimtab_trainer_workflows", "Workflows that the trainer has finished.", (), workflows)
         seconds = [((), status.cpu_seconds)]
         yield _counter("trimtab_trainer_cpu_seconds", "CPU time of the trainer, in seconds.", (), seconds)
+        if self.duty is not None:
+            duty = [((), self.duty())]
+            yield _gauge("trimtab_trainer_duty", "Share of the time in which the trainer may train.", (), duty)
         waiting = [((), float(self._channel.waiting))]
         yield _gauge("trimtab_trainer_waiting_commands", "Commands that are not acknowledged yet.", (), waiting)
         durations = [((kind,), distribution) for kind, distribution in list(self._channel.durations.items())]

@@ -11,7 +11,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 __all__ = [
+    "FINE_BOUNDS",
     "LATENCY_BOUNDS",
     "SIZE_BOUNDS",
     "BatchCounts",
@@ -19,12 +23,32 @@ __all__ = [
     "ModelCounts",
     "Stage",
     "VersionCounts",
+    "fine_quantile",
 ]
 
 LATENCY_BOUNDS = (*(base * 10.0**power for power in range(-5, 2) for base in (1.0, 2.5, 5.0)), 100.0)
 """Seconds: 10 µs to 100 s."""
 SIZE_BOUNDS = tuple(float(1 << power) for power in range(13))
 """Rows: 1 to 4096."""
+
+
+FINE_BOUNDS: NDArray[np.float64] = np.concatenate(
+    [[0.0], np.ldexp(1.0 + np.arange(32) / 32, np.arange(10, 37)[:, None]).ravel(), [2.0**37, 2.0**38]]
+)
+"""Nanoseconds: where the buckets of `Hub.latencies` begin, and where the last one is taken to end: 32 an octave from
+1 µs to 137 s."""
+
+
+def fine_quantile(counts: NDArray[np.uint64], share: float) -> float:
+    """Seconds that this share of the values does not exceed, of counts in the buckets of FINE_BOUNDS, as if each
+    bucket's values were spread evenly over it; NaN where nothing was counted."""
+    up_to = np.cumsum(counts, dtype=np.float64)
+    if not up_to[-1]:
+        return float("nan")
+    wanted = share * up_to[-1]
+    place = int(np.searchsorted(up_to, wanted))
+    within = (wanted - (up_to[place] - float(counts[place]))) / float(counts[place])
+    return float(FINE_BOUNDS[place] + within * (FINE_BOUNDS[place + 1] - FINE_BOUNDS[place])) * 1e-9
 
 
 class Distribution:

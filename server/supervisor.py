@@ -21,6 +21,7 @@ import signal
 import subprocess
 import sys
 from collections import deque
+from collections.abc import Mapping
 from pathlib import Path
 from typing import IO
 
@@ -65,14 +66,16 @@ class Supervisor:
         log: Path,
         channel: TrainerChannel,
         events: EventBus,
+        environment: Mapping[str, str] | None = None,
     ) -> None:
-        """Events of kind "trainer" tell of changes."""
+        """Events of kind "trainer" tell of changes. `environment`: what the trainer's has beside the server's."""
         self.state = "absent"
         self.restarts = 0
         self.last_error = ""
         self._command = [*TRAINER, "-C", str(directory)]
         self._directory = directory
         self._log_path = log
+        self._environment = dict(environment or {})
         self._channel = channel
         self._events = events
         self._process: subprocess.Popen[bytes] | None = None
@@ -160,7 +163,7 @@ class Supervisor:
                 stderr=writing,
                 cwd=self._directory,
                 process_group=0,
-                env={**os.environ, "PYTHONUNBUFFERED": "1"},
+                env={**os.environ, "PYTHONUNBUFFERED": "1", **self._environment},
             )
         except BaseException:
             os.close(reading)

@@ -47,7 +47,7 @@ class Manifest(_Record):
     threads: int = 1
     """CPU threads of the training."""
     isa: str = ""
-    """Instruction set that torch used."""
+    """Instruction set that torch used, or the GPU that the last rows were trained on."""
     torch: str = ""
     """torch's version and build."""
     created_us: int = 0

@@ -1,4 +1,4 @@
-"""Threads that may wait, beside threads that serve."""
+"""Threads and a process that may wait, beside those that serve."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ import os
 import sys
 import threading
 
-__all__ = ["yield_to_others"]
+__all__ = ["LEAST_DUTY", "yield_to_others"]
+
+LEAST_DUTY = 0.05
+"""Share of the time in which the trainer may train however busy serving is: what never lets it stand still."""
 
 _NICE = 10
 

@@ -69,6 +69,12 @@ class ServerSettings(Settings):
     """How long a stopping server may take to answer what it has accepted."""
     trainer: bool = True
     """Run the trainer process beside the server."""
+    trainer_p99_budget: Annotated[float, Field(ge=0.0)] = 0.10
+    """By which share the latency that 1 % of a model's requests exceed may rise while the trainer trains; it is slowed
+    down as far as that takes, down to a twentieth of the time. 0: it is not slowed down. In lockstep it never is."""
+    trainer_gpu_share: Annotated[int, Field(ge=1, le=100)] = 100
+    """Per cent of the GPU's multiprocessors that the trainer may use (CUDA_MPS_ACTIVE_THREAD_PERCENTAGE). Only where
+    NVIDIA's MPS runs; elsewhere it does nothing, and an event says so."""
     lockstep: bool = False
     """For replays: capture waits instead of dropping, has no rate cap, and schedules follow data time."""
     threads: Count = 1
@@ -460,6 +466,9 @@ class RetrainSettings(Settings):
     """Optimiser steps for each such chunk."""
     learning_rate: Annotated[float, Field(gt=0.0)] = 0.001
     """Of AdamW, when refreshing."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """Where refreshes take their steps. "cpu" is the default because nothing has been measured on a GPU yet; "cuda"
+    goes on on the CPU where there is no GPU or no room on it, and an event says so. Searches run on the CPU."""
     batch_size: Count = 512
     """Rows of one optimiser step."""
     half_life_rows: Count = 15_000

@@ -214,7 +214,8 @@ class VersionStore:
             try:
                 for name, source in files.items():
                     data = source if isinstance(source, bytes) else source.read_bytes()
-                    if sha256_bytes(data) != manifest.files[name]:
+                    # Bytes that were hashed above cannot have changed; a file can.
+                    if data is not source and sha256_bytes(data) != manifest.files[name]:
                         raise StoreError(f"version {number}: {name!r} changed while it was being published")
                     write_new(aside / name, data)
                 write_new(aside / MANIFEST, manifest.model_dump_json(indent=2).encode() + b"\n")

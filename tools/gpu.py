@@ -6,9 +6,12 @@ anew after every part, so that whatever ends this leaves what was found until th
 
     {"environment": {...}, "parts": [{"name", "ok", "seconds", "reason", "tail", "result"}], "ok": true}
 
-Parts: `build`; `tests` (every test file that asks for a GPU, chosen by what is in it); `memcheck`, `racecheck`,
-`initcheck`, `synccheck` (compute-sanitizer over the kernels' tests, at their small sizes: TRIMTAB_SMALL=1); and each
-`benchmarks/gpu_*.py` under its own name. Uses the standard library alone: it runs before anything is installed.
+Parts, what is worth most first: `build`; `tests` (what is marked `gpu`, each file in a process of its own, since an
+illegal access costs a process its GPU; several at a time); each `benchmarks/gpu_*.py` under its own name; `memcheck`,
+`racecheck`, `initcheck`, `synccheck` (compute-sanitizer over the kernels' tests, at their small sizes:
+TRIMTAB_SMALL=1). With `--seconds` all of it ends within that time: a part has what is left, and what comes too late is
+not run. Beside the JSON lies `logs.tar.gz`, with all that was printed. Uses the standard library alone: it runs before
+anything is installed.
 """
 
 from __future__ import annotations
@@ -22,8 +25,10 @@ import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -31,8 +36,11 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / "build" / "gpu-venv"
 SANITIZERS = ("memcheck", "racecheck", "initcheck", "synccheck")
-_ASKS_FOR_A_GPU = re.compile(r"mark\.gpu\b|cuda\.is_available\(\)|cuda_available|needs_gpu|\bKINDS\b|CUDA_KINDS")
+LOGS = ROOT / "build" / "gpu" / "logs"
+_ASKS_FOR_A_GPU = re.compile(r"mark\.gpu\b|\bMACHINES\b|\bDEVICES\b|\bKINDS\b|CUDA_KINDS")
 _TAIL = 6000
+_ABREAST = 6
+_LEAST_SECONDS = 15.0
 _SECONDS = {"build": 600, "tests": 900, "sanitizer": 600, "benchmark": 600}
 _CUDA = ("/usr/local/cuda/bin", "/usr/local/cuda-13.0/bin")
 
@@ -65,7 +73,7 @@ def benchmarks(root: Path) -> list[str]:
 
 def part_names(root: Path) -> list[str]:
     """All parts, in the order in which they run."""
-    return ["build", "tests", *SANITIZERS, *benchmarks(root)]
+    return ["build", "tests", *benchmarks(root), *SANITIZERS]
 
 
 def counts(text: str) -> dict[str, int]:
@@ -113,9 +121,12 @@ def run(
 class Gpu:
     """One run over all parts."""
 
-    def __init__(self, out: Path, *, quick: bool, wheels: Path | None, only: Sequence[str]) -> None:
+    def __init__(
+        self, out: Path, *, quick: bool, wheels: Path | None, only: Sequence[str], seconds: float = float("inf")
+    ) -> None:
         self.out, self.quick, self.wheels = out, quick, wheels
         self.only = list(only)
+        self._ends = time.monotonic() + seconds
         self.parts: list[Part] = []
         self.python = str(VENV / "bin" / "python")
 
@@ -123,6 +134,8 @@ class Gpu:
         """Runs the parts; 0 where all are ok."""
         self.out.mkdir(parents=True, exist_ok=True)
         names = [name for name in part_names(ROOT) if not self.only or name in self.only]
+        if "build" not in names and not Path(self.python).exists():
+            names.insert(0, "build")
         for name in names:
             print(f"== {name}", flush=True)
             part = self._one(name)
@@ -136,6 +149,8 @@ class Gpu:
     def _one(self, name: str) -> Part:
         if name != "build" and not Path(self.python).exists():
             return Part(name, False, 0.0, "not run: there is no build")
+        if self._left() < _LEAST_SECONDS:
+            return Part(name, False, 0.0, "not run: no time was left")
         try:
             return self._how(name)()
         except Exception as error:
@@ -152,31 +167,57 @@ class Gpu:
 
     def _build(self) -> Part:
         """A venv that sees the machine's own packages, the wheels, and Trimtab; nothing from a network."""
-        log = self.out / "build.log"
         shutil.rmtree(VENV, ignore_errors=True)
+        shutil.rmtree(LOGS, ignore_errors=True)
         pip = [self.python, "-m", "pip", "--disable-pip-version-check", "install", "--no-index", "--no-deps"]
         # Without a pip of its own, for which Debian's Python lacks a part; it sees the machine's.
         steps = [[sys.executable, "-m", "venv", "--system-site-packages", "--without-pip", str(VENV)]]
         wheels = sorted(map(str, self.wheels.glob("*.whl"))) if self.wheels is not None else []
         if wheels:
             steps.append([*pip, *wheels])
-        steps.append([*pip, "--no-build-isolation", "--use-pep517", "--editable", str(ROOT)])
+        # Another compiler than ours may warn of other things, which is no reason to run nothing.
+        lenient = "--config-settings=cmake.define.TRIMTAB_WERROR=OFF"
+        steps.append([*pip, "--no-build-isolation", "--use-pep517", lenient, "--editable", str(ROOT)])
         began = time.monotonic()
-        for step in steps:
-            part = run("build", step, _SECONDS["build"], log, self._libraries())
+        for position, step in enumerate(steps):
+            part = self._run("build", step, _SECONDS["build"], LOGS / f"build-{position}.log")
             if not part.ok:
-                return part
+                return self._no_build(part)
+            if position == 0:
+                see_packages(VENV)
         check = "import torch, trimtab._native as n; assert torch.cuda.is_available(); print(n.HAS_FRONT)"
-        part = run("build", [self.python, "-c", check], 120, log, self._libraries())
+        part = self._run("build", [self.python, "-c", check], 120, LOGS / "build-check.log")
+        if not part.ok:
+            return self._no_build(part)
         part.seconds = round(time.monotonic() - began, 1)
         part.result = {"front": part.tail.strip().endswith("True")}
         return part
 
-    def _tests(self) -> Part:
-        command = [self.python, "-m", "pytest", "-q", "-x" if self.quick else "--maxfail=50", *gpu_tests(ROOT)]
-        part = run("tests", command, _SECONDS["tests"], self.out / "tests.log", self._libraries())
-        part.result = counts(part.tail)
+    def _no_build(self, part: Part) -> Part:
+        shutil.rmtree(VENV, ignore_errors=True)  # so that nothing runs on half of it, and a later call builds
         return part
+
+    def _tests(self) -> Part:
+        # Warnings are errors where Trimtab is developed; those of this machine's packages are not what is asked here.
+        pytest = [self.python, "-m", "pytest", "-q", "-W", "default", "-p", "no:cacheprovider", "-m", "gpu"]
+
+        def one(path: str) -> Part:
+            part = self._run(path, [*pytest, path], _SECONDS["tests"], LOGS / f"{Path(path).stem}.log")
+            part.result = counts(part.tail)
+            return part
+
+        began = time.monotonic()
+        with ThreadPoolExecutor(_ABREAST) as pool:
+            parts = list(pool.map(one, gpu_tests(ROOT)))
+        failed = [part for part in parts if not part.ok]
+        return Part(
+            "tests",
+            not failed,
+            round(time.monotonic() - began, 1),
+            "; ".join(f"{part.name}: {part.reason}" for part in failed),
+            "\n".join(f"-- {part.name}\n{part.tail}" for part in failed),
+            {part.name: {"seconds": part.seconds, **part.result} for part in parts},
+        )
 
     def _sanitize(self, tool: str) -> Part:
         sanitizer = _program("compute-sanitizer")
@@ -187,22 +228,34 @@ class Gpu:
             return Part(tool, False, 0.0, "no test of a kernel asks for a GPU")
         command = [sanitizer, "--tool", tool, "--error-exitcode", "99", "--launch-timeout", "120"]
         # Every allocation on its own, so that what lies behind a tensor is not another tensor.
-        environment = {**self._libraries(), "PYTORCH_NO_CUDA_MEMORY_CACHING": "1", "TRIMTAB_SMALL": "1"}
-        tests = [self.python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "not slow", *chosen]
-        part = run(tool, [*command, *tests], _SECONDS["sanitizer"], self.out / f"{tool}.log", environment)
+        environment = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1", "TRIMTAB_SMALL": "1"}
+        marks = ["-W", "default", "-p", "no:cacheprovider", "-m", "gpu and not slow"]
+        tests = [self.python, "-m", "pytest", "-q", *marks, *chosen]
+        part = self._run(tool, [*command, *tests], _SECONDS["sanitizer"], LOGS / f"{tool}.log", environment)
         part.result = counts(part.tail)
         return part
 
     def _benchmark(self, name: str) -> Part:
-        path = self.out / f"{name}.json"
+        LOGS.mkdir(parents=True, exist_ok=True)
+        path = LOGS / f"{name}.json"
         path.unlink(missing_ok=True)
         command = [self.python, f"benchmarks/{name}.py", "--json", str(path), *(["--quick"] if self.quick else [])]
-        part = run(name, command, _SECONDS["benchmark"], self.out / f"{name}.log", self._libraries())
+        part = self._run(name, command, _SECONDS["benchmark"], LOGS / f"{name}.log")
         if path.exists():
             part.result = json.loads(path.read_text())
         elif part.ok:
             part.ok, part.reason = False, "it wrote no result"
         return part
+
+    def _run(
+        self, name: str, command: Sequence[str], seconds: float, log: Path, more: Mapping[str, str] | None = None
+    ) -> Part:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        environment = {**self._libraries(), "PYTHONUNBUFFERED": "1", **(more or {})}
+        return run(name, command, max(1.0, min(seconds, self._left())), log, environment)
+
+    def _left(self) -> float:
+        return self._ends - time.monotonic()
 
     def _libraries(self) -> dict[str, str]:
         """Where libraries of the folder of wheels are found (see tools/gpu_wheels.sh), in building and in running."""
@@ -227,12 +280,27 @@ class Gpu:
         partial = self.out / "gpu.json.part"
         partial.write_text(json.dumps(result, indent=1) + "\n")
         partial.replace(self.out / "gpu.json")
+        if LOGS.exists():
+            with tarfile.open(self.out / "logs.tar.gz", "w:gz") as logs:
+                logs.add(LOGS, "logs")
+
+
+def see_packages(venv: Path) -> None:
+    """Has a venv see all packages that this Python sees. `--system-site-packages` shows it those of the installation
+    that this Python is of, and not those of a venv that this Python lies in: torch, on some machines."""
+    (packages,) = (venv / "lib").glob("python*/site-packages")
+    seen = [path for path in sys.path if path.endswith(("site-packages", "dist-packages"))]
+    (packages / "outer.pth").write_text("".join(f"import site; site.addsitedir({path!r})\n" for path in seen))
 
 
 def environment(python: str) -> dict[str, str]:
     """The GPU, its driver, and the versions of what computes on it."""
     smi = "name,driver_version,memory.total,clocks.max.sm,power.limit"
-    versions = "import sys, torch; print(sys.version.split()[0], torch.__version__, torch.version.cuda)"
+    versions = (
+        "import sys, torch, importlib.metadata as m; "
+        "print(sys.version.split()[0], torch.__version__, torch.version.cuda, *sorted({f'{d.name} {d.version}' "
+        "for d in m.distributions() if (d.name or '').startswith(('triton', 'cupy', 'numpy', 'cuda-bindings'))}))"
+    )
     return {
         "gpu": _said(["nvidia-smi", f"--query-gpu={smi}", "--format=csv,noheader"]),
         "python, torch, cuda": _said([python, "-c", versions]),
@@ -257,10 +325,11 @@ def _program(name: str) -> str | None:
 
 def _main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="benchmarks in their quick form; tests end at a failure")
+    parser.add_argument("--quick", action="store_true", help="benchmarks in their quick form")
     parser.add_argument("--only", action="append", default=[], metavar="PART", help="this part only; may be repeated")
     parser.add_argument("--wheels", type=Path, default=ROOT / "build" / "gpu-wheels", help="what gpu_wheels.sh filled")
     parser.add_argument("--list", action="store_true", help="print the parts, and what this Python has installed")
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="end within so many; default: no limit")
     given = parser.parse_args()
     unknown = set(given.only) - set(part_names(ROOT))
     if unknown:
@@ -270,7 +339,7 @@ def _main() -> int:
         return subprocess.run([sys.executable, "-m", "pip", "list", "--format=freeze"], check=False).returncode
     out = Path(os.environ.get("OUT") or ROOT / "build" / "gpu")
     wheels = given.wheels.resolve() if given.wheels.exists() else None
-    return Gpu(out, quick=given.quick, wheels=wheels, only=given.only).main()
+    return Gpu(out, quick=given.quick, wheels=wheels, only=given.only, seconds=given.seconds).main()
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@
 # usage: tools/gpu_wheels.sh [FOLDER [HAVE]]
 #   FOLDER   default build/gpu-wheels
 #   HAVE     what the machine has already, as `pip list --format=freeze` prints it there (tools/gpu.sh --list); that is
-#            left out. PYTHON_VERSION (3.12) is the machine's.
+#            left out, but for what has to be of our version. PYTHON_VERSION (3.12) is the machine's.
 #
 # torch, triton, cupy and nvidia's packages are never fetched: they are gigabytes, and the machine has its own.
 set -euo pipefail
@@ -22,9 +22,12 @@ import sys
 ROOTS = """scikit-build-core pybind11 grpcio-tools mypy-protobuf cmake ninja setuptools
 pytest pytest-asyncio hypothesis psutil cryptography hpack
 tritonclient python-rapidjson aiohttp geventhttpclient urllib3""".split()
+# Fetched even where the machine has one: generated code asks for its own version of grpcio and protobuf or newer, and
+# with the others it is known that they work.
+ANYWAY = set("grpcio protobuf pybind11 scikit-build-core pytest pytest-asyncio hypothesis".split())
 NEVER = re.compile(r"torch|triton|cupy.*|nvidia-.*|cuda-.*|trimtab|sympy|networkx|mpmath")
 def plain(name): return re.sub(r"[-_.]+", "-", name).lower()
-have = {plain(line.split("==")[0]) for line in open(sys.argv[1]) if "==" in line}
+have = {plain(line.split("==")[0]) for line in open(sys.argv[1]) if "==" in line} - ANYWAY
 wanted, todo = {}, [("trimtab", True), *((name, False) for name in ROOTS)]
 while todo:
     name, own = todo.pop()

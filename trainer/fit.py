@@ -26,20 +26,35 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from trimtab.models.architectures import Network
+from trimtab.models.finite import all_finite
 from trimtab.models.tasks import Task
 from trimtab.store.settings import RetrainSettings
 from trimtab.trainer.encode import EncodedRows, RowSource
 from trimtab.trainer.errors import TrainingFailed
+from trimtab.trainer.pace import PACE
 from trimtab.trainer.sampling import draw
 
-__all__ = ["SCORE_BATCH", "ChallengerState", "RefreshResult", "Trainee", "one_thread", "refresh", "score"]
+__all__ = [
+    "MAX_GRADIENT",
+    "MOMENTS",
+    "SCORE_BATCH",
+    "ChallengerState",
+    "RefreshResult",
+    "Trainee",
+    "drawn",
+    "mixed_seed",
+    "one_thread",
+    "refresh",
+    "score",
+]
 
 SCORE_BATCH = 256
 """Rows of every scoring batch."""
 MAX_GRADIENT = 5.0
 """Norm beyond which a gradient is scaled down: one mislabelled outlier must not throw the weights away."""
 
-_MOMENTS = ("exp_avg", "exp_avg_sq")
+MOMENTS = ("exp_avg", "exp_avg_sq")
+"""What AdamW keeps of each weight."""
 
 
 @contextlib.contextmanager
@@ -63,6 +78,7 @@ def score(module: Network, task: Task, rows: EncodedRows) -> NDArray[np.float32]
             features, ids = _padded(part.features), _padded(part.ids)
             out = task.predict(module(torch.from_numpy(features), torch.from_numpy(ids)))
             predictions[start : start + len(part)] = out.numpy()[: len(part)]
+            PACE.rest()
     return predictions
 
 
@@ -140,7 +156,7 @@ class Trainee:
     def step(self, rows: EncodedRows) -> float:
         """One step on these rows; their mean loss before it. Raises TrainingFailed where it is not finite."""
         self.module.train()
-        self._dropout.manual_seed(_mix(self.seed, self.steps))
+        self._dropout.manual_seed(mixed_seed(self.seed, self.steps))
         losses = self.task.loss(
             self.module(torch.from_numpy(rows.features), torch.from_numpy(rows.ids)), torch.from_numpy(rows.labels)
         )
@@ -154,6 +170,7 @@ class Trainee:
         torch.nn.utils.clip_grad_norm_(self.module.parameters(), MAX_GRADIENT)
         self._optimizer.step()
         self.steps += 1
+        PACE.rest()
         return value
 
     def load(self, state: ChallengerState) -> None:
@@ -162,17 +179,17 @@ class Trainee:
         self.steps = state.step
         for name, parameter in self.module.named_parameters():
             if state.moments:
-                if f"{_MOMENTS[0]}.{name}" not in state.moments:
+                if f"{MOMENTS[0]}.{name}" not in state.moments:
                     raise TrainingFailed(f"challenger: the checkpoint has no moments for {name!r}")
                 self._optimizer.state[parameter] = {
                     "step": torch.tensor(float(state.step)),
-                    **{key: state.moments[f"{key}.{name}"].clone() for key in _MOMENTS},
+                    **{key: state.moments[f"{key}.{name}"].clone() for key in MOMENTS},
                 }
 
     def state(self, rows_trained: int) -> ChallengerState:
         """Where it stands, as copies. Raises TrainingFailed where a weight is not finite."""
         weights = {name: tensor.detach().clone() for name, tensor in self.module.state_dict().items()}
-        wrong = next((name for name, tensor in weights.items() if not torch.isfinite(tensor).all()), None)
+        wrong = next((name for name, tensor in weights.items() if not all_finite(tensor)), None)
         if wrong is not None:
             raise TrainingFailed(f"training: weights {wrong!r} are not finite after step {self.steps}")
         moments: dict[str, torch.Tensor] = {}
@@ -181,7 +198,7 @@ class Trainee:
             if self.steps:
                 # A weight that took no part (the embeddings of a model without categories) has no moments yet.
                 empty = torch.zeros_like(parameter, requires_grad=False)
-                moments.update({f"{key}.{name}": kept.get(key, empty).clone() for key in _MOMENTS})
+                moments.update({f"{key}.{name}": kept.get(key, empty).clone() for key in MOMENTS})
         return ChallengerState(weights, moments, self.steps, rows_trained)
 
 
@@ -242,7 +259,7 @@ def refresh(
                     settings.half_life_rows,
                     settings.replay_fraction,
                 )
-                losses.append(trainee.step(_drawn(history, new, positions)))
+                losses.append(trainee.step(drawn(history, new, positions)))
         after = trainee.state(state.rows_trained + len(new))
     return RefreshResult(
         after,
@@ -255,7 +272,7 @@ def refresh(
     )
 
 
-def _drawn(history: RowSource, new: EncodedRows, positions: NDArray[np.int64]) -> EncodedRows:
+def drawn(history: RowSource, new: EncodedRows, positions: NDArray[np.int64]) -> EncodedRows:
     """Rows of the history followed by the new ones, in the order drawn, wherever the boundary is: sums then come
     out the same whether rows arrive in one refresh or in several."""
     old = positions < len(history)
@@ -277,7 +294,7 @@ def _padded(values: NDArray[Any]) -> NDArray[Any]:
     return padded
 
 
-def _mix(seed: int, step: int) -> int:
+def mixed_seed(seed: int, step: int) -> int:
     """One 64-bit seed of two numbers (SplitMix64's finaliser), so that steps and seeds do not share streams."""
     value = (seed * 0x9E3779B97F4A7C15 + step + 1) & 0xFFFFFFFFFFFFFFFF
     value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
@@ -293,10 +310,10 @@ def _read(data: bytes) -> dict[str, torch.Tensor]:
 
 
 def _moments_of(tensors: Mapping[str, torch.Tensor], weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    names = [f"{key}.{name}" for name in weights for key in _MOMENTS]
+    names = [f"{key}.{name}" for name in weights for key in MOMENTS]
     present = {name: tensors[name] for name in names if name in tensors}
     # Buffers (a user's batch norm has some) are weights that have none; Trainee.load knows which those are.
-    halves = [name for name in weights if sum(f"{key}.{name}" in present for key in _MOMENTS) == 1]
+    halves = [name for name in weights if sum(f"{key}.{name}" in present for key in MOMENTS) == 1]
     if halves or (present and len(present) < 2):
         raise TrainingFailed(f"challenger: the checkpoint has moments for {len(present)} of {len(names)} tensors")
     return present

@@ -8,10 +8,11 @@ restart the server sends again what was not, and every command may be met twice.
   drift     remember the alarms of a closed window
   retrain   what a person asked for
   shutdown  leave
+  pace      how much of the time to train (pace.py): counts at once, and is answered by the thread that reads
 
-It runs at low priority and never takes serving's cores by force: torch has one thread here, and the operating system
-gives a nice 10 process what serving leaves. Turned down: changing the number of threads with the load, which would
-change the order of sums, and with it the weights.
+It runs at low priority and never takes serving's cores by force: torch has one thread here, the operating system gives
+a nice 10 process what serving leaves, and the server slows training down where its p99 rises all the same. Turned
+down: changing the number of threads with the load, which would change the order of sums, and with it the weights.
 """
 
 from __future__ import annotations
@@ -46,6 +47,7 @@ from trimtab.trainer.dataset import Dataset, Part
 from trimtab.trainer.detectors import ErrorDetectors
 from trimtab.trainer.errors import ServerGone
 from trimtab.trainer.outbox import Outbox
+from trimtab.trainer.pace import PACE
 from trimtab.trainer.quality import Quality
 from trimtab.trainer.steps import Steps
 from trimtab.trainer.tracking import Tracker
@@ -213,6 +215,7 @@ class Reports:
         self._acknowledged = 0
         self._quality: list[pb.QualityReport] = []
         self._events: list[pb.Event] = []
+        self._sending = threading.Lock()
 
     def stream(self) -> Iterator[pb.TrainerReport]:
         """Until `end`."""
@@ -226,29 +229,35 @@ class Reports:
 
     def quality(self, report: pb.QualityReport) -> None:
         """Goes out with the next report."""
-        self._quality.append(report)
+        with self._sending:
+            self._quality.append(report)
 
     def event(self, event: pb.Event) -> None:
         """Goes out with the next report."""
         event.time_us = time.time_ns() // 1000
-        self._events.append(event)
+        with self._sending:
+            self._events.append(event)
 
     def send(self, *, acknowledges: int = 0, retrained: pb.RetrainResponse | None = None, error: str = "") -> None:
         """Sends where the trainer stands."""
-        self._acknowledged = max(self._acknowledged, acknowledges)
-        status = pb.TrainerStatus(
-            state="working" if self._step else "idle",
-            pid=os.getpid(),
-            step=self._step,
-            last_error=error,
-            workflows=self.workflows,
-            cpu_seconds=time.process_time(),
-        )
-        report = pb.TrainerReport(acknowledges=self._acknowledged, status=status, retrained=retrained)
-        report.quality.extend(self._quality)
-        report.events.extend(self._events)
-        self._quality, self._events = [], []
-        self._queue.put(report)
+        with self._sending:
+            self._acknowledged = max(self._acknowledged, acknowledges)
+            status = pb.TrainerStatus(
+                state="working" if self._step else "idle",
+                pid=os.getpid(),
+                step=self._step,
+                last_error=error,
+                workflows=self.workflows,
+                cpu_seconds=time.process_time(),
+                training=PACE.training,
+                pace=PACE.number,
+            )
+            report = pb.TrainerReport(acknowledges=self._acknowledged, status=status, retrained=retrained)
+            quality, self._quality = self._quality, []
+            events, self._events = self._events, []
+            report.quality.extend(quality)
+            report.events.extend(events)
+            self._queue.put(report)
 
     def end(self) -> None:
         """Ends the stream."""
@@ -266,6 +275,9 @@ def run_trainer(directory: Path) -> int:
     if server is None:
         raise ServerGone(f"no server is running for {directory}; the trainer runs beside one (`trimtab serve`)")
     reports = Reports()
+    if project.server.trainer_p99_budget > 0 and not project.server.lockstep:
+        PACE.govern()
+        PACE.on_training = reports.send
     # SIGTERM ends the stream; the command under way is finished first.
     signal.signal(signal.SIGTERM, lambda *_: reports.end())
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -319,6 +331,14 @@ class Commands:
     def _read(self) -> None:
         try:
             for command in self._admin.attend(self._reports.stream()):
+                kind = command.WhichOneof("command")
+                if kind == "pace":
+                    pace = command.pace
+                    PACE.tell(pace.number, pace.duty, pace.lease_seconds, cannot_be_met=pace.cannot_be_met)
+                    self._reports.send()
+                    continue
+                if kind == "shutdown":
+                    PACE.release()
                 self._queue.put(command)
         except (Unavailable, Cancelled):
             pass  # The server is gone, and with it the reason to be here.
@@ -326,6 +346,7 @@ class Commands:
             print(f"trainer: {error}", file=sys.stderr, flush=True)
             self.status = 1
         finally:
+            PACE.release()
             self._queue.put(None)
 
 

@@ -47,9 +47,11 @@ from trimtab.trainer.baselines import majority, no_change
 from trimtab.trainer.dataset import Dataset, Prefix
 from trimtab.trainer.encode import SlabSource, TrainingTable
 from trimtab.trainer.errors import RowsUnfit, ServerGone, TrainingFailed
-from trimtab.trainer.fit import ChallengerState, one_thread, refresh
+from trimtab.trainer.fit import ChallengerState, one_thread
 from trimtab.trainer.gate import Evidence, decide
 from trimtab.trainer.lineage import EvidenceRows, TrainerState, remove_files
+from trimtab.trainer.pace import PACE
+from trimtab.trainer.refreshing import Refresher
 from trimtab.trainer.search import fit_search
 
 __all__ = ["Json", "Steps", "Teller"]
@@ -94,6 +96,7 @@ class Steps:
         self._teller = teller
         self._on_event = on_event
         self._loaded: LoadedVersion | None = None
+        self._refresher = Refresher(model.retrain.device, self._note)
 
     # --- the steps
 
@@ -137,7 +140,8 @@ class Steps:
         number = self.store.allocate(workflow)
         began = time.process_time()
         try:
-            found = self._refresh(workflow, cut) if recipe == "refresh" else self._search(workflow, cut)
+            with PACE.trains():
+                found = self._refresh(workflow, cut) if recipe == "refresh" else self._search(workflow, cut)
         except (RowsUnfit, TrainingFailed) as error:
             return {"version": number, "end": ["refused", f"It could not be trained: {error}."]}
         return {"version": number, "cpu_seconds": round(time.process_time() - began, 4), **found}
@@ -194,7 +198,7 @@ class Steps:
             code_revision=f"trimtab {package_version('trimtab')}",
             seed=self.model.retrain.seed,
             threads=1,
-            isa=torch.backends.cpu.get_cpu_capability(),
+            isa=fitted.get("trained_on") or torch.backends.cpu.get_cpu_capability(),
             torch=torch.__version__,
             created_us=now_us(),
             rows_trained=fitted["rows_trained"],
@@ -290,7 +294,8 @@ class Steps:
         source = SlabSource(self.dataset.table, executor)
         while (done := state.rows_trained - base) < len(rows):
             part = rows.slice(done, min(done + piece, len(rows)))
-            result = refresh(
+            result = self._refresher.refresh(
+                f"{live.program.hash} {live.manifest.architecture}",
                 state,
                 part,
                 Prefix(source, start + done),
@@ -307,7 +312,7 @@ class Steps:
             )
             write_atomic(folder / files["evidence"], prior.joined(evidence).to_bytes())
             write_atomic(folder / files["challenger"], state.to_bytes())
-        return {**files, "rows_trained": state.rows_trained}
+        return {**files, "rows_trained": state.rows_trained, "trained_on": self._refresher.where}
 
     def _checkpoint(self, files: Json, live: LoadedVersion) -> tuple[ChallengerState, EvidenceRows] | None:
         """Where an earlier run of this workflow's fit stopped. Evidence is written first, so it may be ahead."""
@@ -425,6 +430,10 @@ class Steps:
         return broken
 
     # --- small things
+
+    def _note(self, message: str) -> None:
+        if self._on_event is not None:
+            self._on_event("note", 0, message)
 
     def _version(self, number: int) -> LoadedVersion:
         if self._loaded is None or self._loaded.number != number:

@@ -220,7 +220,7 @@ def test_what_is_refused(device: str) -> None:
             RandomFeatures(*arguments)  # type: ignore[arg-type]
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.gpu
 def test_captured_in_a_graph() -> None:
     spec = RandomFeatures(20, 70)
     rows = hostile_rows(150, 20, torch.float16).cuda()

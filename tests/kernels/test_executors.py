@@ -25,7 +25,7 @@ from tests.kernels.programs import assert_same_sketch, bounds, numbers_program
 Make = Callable[[ColumnProgram], Executor]
 
 
-@pytest.fixture(params=["cpu", "cuda on the CPU", "cuda"])
+@pytest.fixture(params=["cpu", "cuda on the CPU", pytest.param("cuda", marks=pytest.mark.gpu)])
 def executor_of(request: pytest.FixtureRequest) -> Make:
     if request.param == "cpu":
         return CpuExecutor

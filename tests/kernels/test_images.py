@@ -113,7 +113,7 @@ def test_constants_that_mean_nothing(mean: list[float], deviation: list[float]) 
         channel_constants(mean, deviation)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.gpu
 def test_captured_in_a_graph() -> None:
     images = torch.randint(0, 256, (2, 20, 20, 3), dtype=torch.uint8, device="cuda")
     constants = channel_constants(MEAN[:3], DEVIATION[:3], "cuda")

@@ -265,7 +265,7 @@ def test_what_is_refused(device: str) -> None:
         PredictionSpec(2, entropy_edges=(1.0, 1.0))
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.gpu
 def test_captured_in_a_graph() -> None:
     logits = hostile_logits(64, 10, torch.float16).cuda()
     totals = PredictionStatistics(PredictionSpec(10), "cuda")

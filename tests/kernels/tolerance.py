@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from trimtab.kernels.tensors import interpreted
 
-DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 """Where the wrappers are tested. On a CPU they take the reference, in Triton's interpreter (test_triton_interpreter.py)
 and on a GPU the kernel."""
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]

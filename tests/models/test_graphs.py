@@ -350,6 +350,15 @@ def test_compiling_is_asked_for_and_done_without(works: bool, monkeypatch: pytes
     assert staged_of(version) is not None
 
 
+def test_any_number_of_networks_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch gives up on a function that it had to compile eight times."""
+    plain: Any = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda function, **options: plain(function, backend="eager", **options))
+    for width in range(5, 11):
+        version, on = version_on("pretend", config={**CONFIG, "widths": [width]})
+        graph_version(version, 4, on, compiled=True)
+
+
 # --- what a server loads
 
 

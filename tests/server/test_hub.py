@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from trimtab._native import Batch, BatchPolicy, Hub, LocalOrigin, QueuePolicy, Schema, Slab, TensorSchema, TensorSlab
 from trimtab.protos.v1 import inference_pb2 as pb
+from trimtab.server.statistics import FINE_BOUNDS, LATENCY_BOUNDS
 
 OUTPUTS = [("y", "FP32", [1]), ("version", "INT64", [])]
 CANCELLED, NOT_FOUND, UNAVAILABLE = 1, 5, 14
@@ -360,6 +361,12 @@ def test_everything_is_answered_once_under_threads_that_submit_cancel_install_an
             assert set(values(response, 1).tolist()) == {int(response.model_version)}
             assert version not in ("1", "2") or response.model_version == version
     counts = hub.statistics("m")
+    fine = np.frombuffer(hub.latencies("m"), np.uint64)
+    assert len(fine) == len(FINE_BOUNDS) - 1
+    assert fine.sum() == outcomes[0]
+    for bound, coarse in zip(LATENCY_BOUNDS, np.cumsum(counts["total"][0]), strict=False):
+        # The two kinds of buckets cut one another.
+        assert fine[FINE_BOUNDS[1:] <= bound * 1e9].sum() <= coarse <= fine[FINE_BOUNDS[:-1] <= bound * 1e9].sum()
     assert outcomes[0] == sum(one["requests"] for one in counts["versions"].values())
     assert outcomes.get(CANCELLED, 0) == counts["dropped"]["cancelled"]
     assert sum(outcomes.values()) == origins * per_origin

@@ -28,14 +28,67 @@ def load() -> ModuleType:
 gpu: Any = load()
 
 
-def test_what_asks_for_a_gpu_is_found() -> None:
-    tests = gpu.gpu_tests(ROOT)
-    assert {"tests/models/test_graphs.py", "tests/models/test_flat.py"} <= set(tests)
-    assert {"tests/csrc/test_shared_memory.py", "tests/server/test_cuda_shared_memory.py"} <= set(tests)
-    assert "gpu_serving" in gpu.benchmarks(ROOT)
+def test_parts_in_the_order_of_their_worth() -> None:
     names = gpu.part_names(ROOT)
-    assert names[:6] == ["build", "tests", "memcheck", "racecheck", "initcheck", "synccheck"]
+    assert names[:2] == ["build", "tests"]
+    assert names[-4:] == ["memcheck", "racecheck", "initcheck", "synccheck"]
+    assert "gpu_serving" in names
     assert len(set(names)) == len(names)
+
+
+def test_every_file_with_a_test_for_a_gpu_is_run() -> None:
+    """By what pytest collects under that mark, wherever the mark comes from."""
+    command = [sys.executable, "-m", "pytest", "-q", "--collect-only", "-m", "gpu", "tests"]
+    said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    collected = {line.partition("::")[0] for line in said.splitlines() if "::" in line}
+    assert collected == set(gpu.gpu_tests(ROOT))
+    for test in ("test_shared_graphs", "test_device_columns", "test_cuda_parity", "test_executors"):
+        assert any(Path(path).stem == test for path in collected)
+
+
+def test_a_venv_sees_the_packages_of_a_venv_that_it_is_made_by(tmp_path: Path) -> None:
+    outer, inner = tmp_path / "outer", tmp_path / "inner"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(outer)], check=True)
+    (packages,) = (outer / "lib").glob("python*/site-packages")
+    (packages / "only_there.py").write_text("")
+    python = str(outer / "bin" / "python")
+    subprocess.run([python, "-m", "venv", "--system-site-packages", "--without-pip", str(inner)], check=True)
+    call = "import sys, pathlib; sys.path.insert(0, 'tools'); import gpu; gpu.see_packages(pathlib.Path(sys.argv[1]))"
+    subprocess.run([python, "-c", call, str(inner)], cwd=ROOT, check=True)
+    subprocess.run([str(inner / "bin" / "python"), "-c", "import only_there"], check=True)
+
+
+def test_all_ends_in_the_time_that_is_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu, "environment", lambda _: {})
+    run = gpu.Gpu(tmp_path, quick=True, wheels=None, only=["tests", "memcheck"], seconds=gpu._LEAST_SECONDS - 1)
+    monkeypatch.setattr(run, "python", sys.executable)
+    assert run.main() == 1
+    assert [part.reason for part in run.parts] == ["not run: no time was left"] * 2
+    late = gpu.Gpu(tmp_path, quick=True, wheels=None, only=[], seconds=0.5)
+    hung = late._run("hung", [sys.executable, "-c", "import threading; threading.Event().wait()"], 60, tmp_path / "log")
+    assert hung.reason == "took longer than 1 s"
+
+
+def test_a_file_of_tests_that_fails_costs_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mark = "@pytest.mark." + "gpu"  # in one piece it would have this file taken for one of them
+    (tmp_path / "test_one.py").write_text(
+        f"import pytest\n{mark}\ndef test_it():\n    assert 1 == 2\ndef test_other():\n    pass\n"
+    )
+    (tmp_path / "test_two.py").write_text(
+        f"import warnings, pytest\n{mark}\ndef test_it():\n    warnings.warn('x', DeprecationWarning)\n"
+    )
+    files = [str(tmp_path / name) for name in ("test_one.py", "test_two.py")]
+    monkeypatch.setattr(gpu, "gpu_tests", lambda _: files)
+    monkeypatch.setattr(gpu, "LOGS", tmp_path / "logs")
+    run = gpu.Gpu(tmp_path, quick=True, wheels=None, only=[])
+    monkeypatch.setattr(run, "python", sys.executable)
+    part = run._tests()
+    assert part.reason == f"{files[0]}: exit code 1"
+    assert "assert 1 == 2" in part.tail
+    assert {name: {**found, "seconds": 0} for name, found in part.result.items()} == {
+        files[0]: {"seconds": 0, "failed": 1, "deselected": 1},
+        files[1]: {"seconds": 0, "passed": 1},
+    }
 
 
 def test_a_part_that_fails_hangs_or_cannot_start_is_noted(tmp_path: Path) -> None:
@@ -85,8 +138,10 @@ def test_nothing_runs_on_a_build_that_failed(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(gpu, "environment", lambda _: {})
     run = gpu.Gpu(tmp_path, quick=True, wheels=None, only=["tests", "gpu_serving"])
     monkeypatch.setattr(run, "python", str(tmp_path / "none"))
+    monkeypatch.setattr(run, "_build", lambda: gpu.Part("build", False, 1.0, "exit code 1"))
     assert run.main() == 1
-    assert {part.reason for part in run.parts} == {"not run: there is no build"}
+    assert [part.name for part in run.parts] == ["build", "tests", "gpu_serving"]  # what is there is not built again
+    assert {part.reason for part in run.parts[1:]} == {"not run: there is no build"}
 
 
 @pytest.mark.parametrize(

@@ -138,6 +138,8 @@ class Server:
     client: Client
     admin: AdminClient
     log: Path
+    grpc: str
+    http: str
 
     def play(self, start_hour: int, stop_hour: int) -> None:
         """Hours [start, stop) of the stream in lockstep, the labels due before each first."""
@@ -192,7 +194,7 @@ def serving(project: Project, environment: Mapping[str, str] | None = None) -> I
         assert line, f"the server did not start: {log.read_text()}"
         at = json.loads(line)
         with Client(at["grpc"], model=MODEL, timeout=60.0) as client, AdminClient(at["admin"]) as admin:
-            yield Server(process, client, admin, log)
+            yield Server(process, client, admin, log, at["grpc"], at["http"])
     finally:
         if process.poll() is None:
             process.kill()
