@@ -294,7 +294,7 @@ def fill(module: Network, data: bytes, where: str = "weights") -> None:
         if tensor.shape != like.shape or tensor.dtype != like.dtype:
             found = f"{tensor.dtype} {tuple(tensor.shape)}"
             raise VersionUnfit(f"{where}: tensor {name!r}: expected {like.dtype} {tuple(like.shape)}, found {found}")
-        if not torch.isfinite(tensor).all():
+        if not all_finite(tensor):
             raise VersionUnfit(f"{where}: tensor {name!r} has numbers that are not finite")
     module.load_state_dict(tensors)
 
