@@ -33,6 +33,7 @@ from trimtab.kernels.program import ColumnProgram
 from trimtab.kernels.sketch import Sketch
 from trimtab.models.architectures import Network, build
 from trimtab.models.errors import ModelError, VersionUnfit
+from trimtab.models.finite import all_finite
 from trimtab.models.flat import Flat, flat_on
 from trimtab.models.tasks import Task
 from trimtab.store.errors import StoreError
