@@ -153,7 +153,7 @@ async def test_a_request_wakes_weights_and_graphs(rig: Rig) -> None:
     assert version.asleep
     assert version.flat is not None
     assert version.flat.data.device.type == "cpu"
-    assert (rig.memory.used, rig.swap.naps.asleep) == (0, {1})
+    assert (rig.memory.used, rig.swap.naps.asleep) == (0, frozenset({1}))
     event = await rig.event("asleep")
     assert event.message == "version 1 sleeps, for a test: its weights are in the host's memory"
     assert event.numbers["bytes"] == size
