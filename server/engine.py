@@ -20,6 +20,7 @@ everything that was answered goes through the compute thread first (ComputeThrea
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import threading
 import time
@@ -167,21 +168,29 @@ class Engine:
 
     def put_to_sleep(self, number: int) -> bool:
         """Has requests for a loaded version wait until `wake_up`; False where there are any, or a batch of it is being
-        computed."""
+        computed, as one that stalls may be."""
         try:
-            return not self._closed and self._hub.put_to_sleep(self.name, number)
+            if self._closed or not self._hub.put_to_sleep(self.name, number):
+                return False
         except ValueError:  # it was unloaded just now
             return False
+        # Looked at last: a batch that was given up is none to the hub, and is computed still.
+        if self._stalled:
+            self.wake_up(number)
+            return False
+        return True
 
     def wake_up(self, number: int) -> None:
         """Has the version compute again."""
-        if not self._closed:
-            self._hub.wake_up(self.name, number)
+        with contextlib.suppress(ValueError):  # it was unloaded just now
+            if not self._closed:
+                self._hub.wake_up(self.name, number)
 
     def refuse_waiting(self, number: int, code: int, message: str) -> None:
         """Answers what waits for a version that sleeps."""
-        if not self._closed:
-            self._hub.clear_version(self.name, number, code, message)
+        with contextlib.suppress(ValueError):  # it was unloaded just now
+            if not self._closed:
+                self._hub.clear_version(self.name, number, code, message)
 
     async def leave(self, timeout: float) -> bool:
         """Has the hub refuse new requests, and returns when those that it has are answered; False where that took too

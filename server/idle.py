@@ -135,7 +135,10 @@ class Idle:
                 return self._memory.reserve(name, number, size)
             except NoRoom:
                 uses = [use for use in self._uses() if (use.model, use.number) != (name, number)]
-                chosen = room(uses, self._memory.lacking(name, number, size), self._clock())
+                lacking = self._memory.lacking(name, number, size)
+                if not lacking:
+                    continue  # something went just now
+                chosen = room(uses, lacking, self._clock())
                 if not self._put_to_sleep(chosen, f"to make room for {name!r} version {number}"):
                     raise
 

@@ -14,7 +14,7 @@ from trimtab.models.loading import Version
 from trimtab.models.version import LoadedVersion, Shared
 from trimtab.server.errors import NoRoom
 
-__all__ = ["ModelMemory", "sizes_of"]
+__all__ = ["ModelMemory", "freed", "sizes_of"]
 
 
 class ModelMemory:
@@ -25,6 +25,8 @@ class ModelMemory:
         self.limit = limit
         self._lock = threading.Lock()
         self._sizes: dict[str, dict[int, int]] = {}
+        self._loading: dict[str, set[int]] = {}
+        """What was reserved and has not been counted with a size of its own, or released, since."""
 
     def reserve(self, model: str, number: int, size: int) -> None:
         """Counts a version from now on, or with another size than before. Raises NoRoom, and counts it as before."""
@@ -37,6 +39,7 @@ class ModelMemory:
                     f"{self.limit:,} are taken by {self._described(model, number)}"
                 )
             sizes[number] = size
+            self._loading.setdefault(model, set()).add(number)
 
     def lacking(self, model: str, number: int, size: int) -> int:
         """How many bytes too many are taken for the version to be reserved with that size; 0: it fits."""
@@ -45,19 +48,30 @@ class ModelMemory:
             return max(0, used + size - self.limit) if self.limit else 0
 
     def keep(self, model: str, sizes: Mapping[int, int]) -> None:
-        """Counts these versions of the model only, of which all were reserved, with so many bytes."""
+        """Counts these versions of the model only, of which all were reserved, with so many bytes. One that is being
+        loaded or woken meanwhile, which is not there or takes none yet, stays reserved."""
         with self._lock:
-            self._sizes[model] = dict(sizes)
+            loading, before = self._loading.get(model, set()), self._sizes.get(model, {})
+            loading -= {number for number, size in sizes.items() if size}
+            self._sizes[model] = {**sizes, **{number: before[number] for number in loading}}
 
     def count(self, model: str, sizes: Mapping[int, int]) -> None:
         """Counts these versions of the model with so many bytes, and its others as before."""
         with self._lock:
             self._sizes.setdefault(model, {}).update(sizes)
+            self._loading.get(model, set()).difference_update(sizes)
+
+    def forget(self, model: str) -> None:
+        """Counts none of the model's versions any more. When none is being loaded."""
+        with self._lock:
+            self._sizes.pop(model, None)
+            self._loading.pop(model, None)
 
     def release(self, model: str, number: int) -> None:
         """Counts the version no more."""
         with self._lock:
             self._sizes.get(model, {}).pop(number, None)
+            self._loading.get(model, set()).discard(number)
 
     @property
     def used(self) -> int:
@@ -93,3 +107,9 @@ def sizes_of(versions: Mapping[int, Version]) -> dict[int, int]:
             seen.append(shared)
             sizes[number] += shared.bytes
     return sizes
+
+
+def freed(versions: Mapping[int, Version], number: int) -> int:
+    """Bytes that would not be taken without this version: what others share with it would be."""
+    others = {other: version for other, version in versions.items() if other != number}
+    return sum(sizes_of(versions).values()) - sum(sizes_of(others).values())

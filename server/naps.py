@@ -15,7 +15,7 @@ from trimtab.server.engine import Engine
 from trimtab.server.errors import NoRoom, OutOfMemory, ServerError, status_number
 from trimtab.server.events import EventBus
 from trimtab.server.idle import Idle, Use
-from trimtab.server.memory import ModelMemory, sizes_of
+from trimtab.server.memory import ModelMemory, freed, sizes_of
 from trimtab.server.statistics import LATENCY_BOUNDS, Distribution
 
 __all__ = ["Naps"]
@@ -85,7 +85,7 @@ class Naps:
             Use(
                 self.name,
                 number,
-                _freed(known, number),
+                freed(known, number),
                 max(self._since.get(number, 0.0), self._engine.used(number)),
                 number != live,
                 seconds,
@@ -102,11 +102,10 @@ class Naps:
             version = self._known().get(number)
             if self._closed or version is None or version.asleep:
                 return False
-            # What stalls computes still, whatever the hub was told.
-            if self._engine.stalled or not self._engine.put_to_sleep(number):
+            if not self._engine.put_to_sleep(number):
                 self._since[number] = time.monotonic()
                 return False
-            size = _freed(self._known(), number)
+            size = freed(self._known(), number)
             try:
                 self._settle(version)
                 where = self._sleepers.put(version)
@@ -142,14 +141,16 @@ class Naps:
             began = time.monotonic()
             try:
                 self._idle.reserve(self.name, number, self._sizes.get(number, 0))
-                before = sum(sizes_of(self._known()).values())
                 self._sleepers.wake(version, self._load)
-                self._idle.reserve(self.name, number, sum(sizes_of(self._known()).values()) - before)
+                # By what is loaded now: other versions may have come and gone meanwhile.
+                self._idle.reserve(self.name, number, freed({**self._known(), number: version}, number))
             except BaseException:
                 self.failed += 1
                 self._back_to_sleep(version)
                 raise
             self._count()
+            if number not in self._known():
+                self._memory.release(self.name, number)  # it was let go while it woke
             self._since[number] = time.monotonic()
             self._engine.wake_up(number)
             seconds = time.monotonic() - began
@@ -198,9 +199,3 @@ class Naps:
 
     def _count(self) -> None:
         self._memory.count(self.name, sizes_of(self._known()))
-
-
-def _freed(known: Mapping[int, Version], number: int) -> int:
-    """Bytes that would not be taken without this version: what others share with it would be."""
-    others = {other: version for other, version in known.items() if other != number}
-    return sum(sizes_of(known).values()) - sum(sizes_of(others).values())

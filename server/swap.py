@@ -35,7 +35,7 @@ from trimtab.server.engine import Engine
 from trimtab.server.errors import DeviceLost, InvalidRequest, NoRoom, ServerError, StartError, Unfit
 from trimtab.server.events import EventBus
 from trimtab.server.idle import Idle
-from trimtab.server.memory import ModelMemory, sizes_of
+from trimtab.server.memory import ModelMemory, freed, sizes_of
 from trimtab.server.naps import Naps
 from trimtab.server.probe import Latency, batch_sizes, check_finite, check_like, measure
 from trimtab.store.errors import StoreError, VersionDamaged, VersionUnknown
@@ -159,7 +159,7 @@ class Swap:
         self._stager.shutdown(cancel_futures=True)
         self._flipper.shutdown(cancel_futures=True)
         self._waker.shutdown(cancel_futures=True)
-        self._memory.keep(self.engine.name, {})
+        self._memory.forget(self.engine.name)
 
     # --- what the lifecycle asks for, on the loop
 
@@ -304,8 +304,13 @@ class Swap:
         """What is reserved for a version that did not come to be loaded."""
         with self._lock:
             self._staged.pop(number, None)
-        if number not in self._known:
-            self._memory.release(self.engine.name, number)
+        self._release(number)
+
+    def _release(self, number: int) -> None:
+        """One that was loaded before is counted as it was."""
+        self._memory.release(self.engine.name, number)
+        if number in self._known:
+            self._memory.count(self.engine.name, {number: sizes_of(self._known)[number]})
 
     def _bring(self, number: int) -> None:
         """Loads a version that an alias is to stand for; the flip installs it."""
@@ -341,6 +346,7 @@ class Swap:
     def _learn(self, version: Version) -> None:
         with self._lock:
             self._known[version.number] = version
+            self._memory.count(self.engine.name, {version.number: sizes_of(self._known)[version.number]})
 
     def _refuse(self, number: int, reason: str, recipe: str) -> Unfit:
         self._forget(number)
@@ -428,11 +434,9 @@ class Swap:
         try:
             with self._no_verdict(number):
                 version = self._load_version(number)
-            together = {**self._known, number: version}
-            grown = sum(sizes_of(together).values()) - sum(sizes_of(self._known).values())
-            reserve(name, number, grown)
+            reserve(name, number, freed({**self._known, number: version}, number))
         except BaseException:
-            self._memory.release(name, number)
+            self._release(number)
             raise
         return version
 
@@ -443,7 +447,7 @@ class Swap:
             with self._no_verdict(number):
                 version.warm(batch_sizes(self.engine.policy.max_batch_size))
         except BaseException:
-            self._memory.release(self.engine.name, number)
+            self._release(number)
             raise
         return version
 

@@ -40,6 +40,9 @@ for installed in .venv/.trimtab-$kind .venv/.trimtab-dev; do  # dev holds all th
   if [ -f "$installed" ] && [ "$(cat "$installed")" = "$wanted" ]; then exit 0; fi
 done
 
+# From here on what is installed is none of those: another set-up of this folder would take an older hash for its own.
+rm -f .venv/.trimtab-demo .venv/.trimtab-dev
+
 missing=()
 command -v c++ >/dev/null || command -v g++ >/dev/null || missing+=(g++)
 "$python" -c 'import ensurepip, venv' 2>/dev/null || missing+=("python$tag-venv")
@@ -86,7 +89,7 @@ project = tomllib.load(open("pyproject.toml", "rb"))["project"]
 extras = project["optional-dependencies"]
 print(*project["dependencies"], *(line for extra in sys.argv[1].split(",") for line in extras[extra]), sep="\n")
 END
-"${pip[@]}" --requirement .venv/requirements.txt || { kill $building; fail "the dependencies could not be installed"; }
+"${pip[@]}" --requirement .venv/requirements.txt || { kill $building 2>/dev/null || true; fail "the dependencies could not be installed"; }
 wait $building || { tail -n 50 build/editable.log >&2; fail "the native extension could not be built"; }
 "${pip[@]}" --force-reinstall --no-deps build/editable/*.whl
 echo "$wanted" >.venv/.trimtab-$kind

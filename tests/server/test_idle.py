@@ -140,6 +140,24 @@ def test_what_is_busy_is_passed_over_and_then_refused() -> None:
     asyncio.run(main())
 
 
+def test_room_that_came_to_be_meanwhile_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        memory = ModelMemory(100)
+        idle = Idle(memory, clock=lambda: 10.0)
+        memory.reserve("n", 1, 90)
+        plain = memory.lacking
+
+        def lacking(model: str, number: int, size: int) -> int:
+            memory.release("n", 1)  # between being refused and looking
+            return plain(model, number, size)
+
+        monkeypatch.setattr(memory, "lacking", lacking)
+        idle.reserve("m", 1, 60)
+        assert memory.of("m") == {1: 60}
+
+    asyncio.run(main())
+
+
 def test_idle_versions_fall_asleep_and_the_task_waits_for_news() -> None:
     async def main() -> None:
         memory, now = ModelMemory(0), [0.0]

@@ -34,6 +34,7 @@ def test_what_is_let_go_makes_room() -> None:
     memory.reserve("a", 2, 40)
     with pytest.raises(NoRoom, match=r"100 of \[server\] max_model_bytes = 100 are taken by versions of 'a' \[1, 2\]"):
         memory.reserve("b", 1, 1)
+    memory.count("a", {1: 60, 2: 40})
     memory.keep("a", {2: 40})
     memory.reserve("b", 1, 60)
     memory.release("b", 1)
@@ -65,3 +66,27 @@ def test_versions_that_load_at_once_do_not_exceed_it_together() -> None:
         thread.join()
     assert memory.used == 50
     assert len(refused) == 3
+
+
+def test_what_loads_stays_reserved_whatever_else_the_model_keeps() -> None:
+    memory = ModelMemory(100)
+    memory.reserve("a", 1, 30)
+    memory.keep("a", {1: 30})
+    memory.reserve("a", 2, 40)  # loads
+    memory.keep("a", {1: 30})
+    assert memory.of("a") == {1: 30, 2: 40}
+    memory.keep("a", {1: 30, 2: 0})  # wakes: it is known, and takes nothing yet
+    assert memory.of("a") == {1: 30, 2: 40}
+    with pytest.raises(NoRoom):
+        memory.reserve("b", 1, 40)
+    memory.keep("a", {1: 30, 2: 45})
+    memory.keep("a", {1: 30, 2: 0})  # loaded, and asleep since
+    assert memory.of("a") == {1: 30, 2: 0}
+    memory.reserve("a", 3, 10)
+    memory.release("a", 3)
+    memory.keep("a", {1: 30})
+    assert memory.of("a") == {1: 30}
+    memory.reserve("a", 3, 10)
+    memory.forget("a")
+    memory.keep("a", {})
+    assert memory.used == 0

@@ -24,7 +24,7 @@ from trimtab.protos.v1 import inference_pb2 as pb
 from trimtab.protos.v1 import trimtab_pb2
 from trimtab.server.compute import ComputeThread
 from trimtab.server.engine import Engine
-from trimtab.server.errors import DeadlinePassed, QueueFull
+from trimtab.server.errors import DeadlinePassed, NoRoom, QueueFull, ServerError
 from trimtab.server.events import EventBus
 from trimtab.server.idle import Idle
 from trimtab.server.local_calls import LocalCalls
@@ -153,7 +153,7 @@ async def test_a_request_wakes_weights_and_graphs(rig: Rig) -> None:
     assert version.asleep
     assert version.flat is not None
     assert version.flat.data.device.type == "cpu"
-    assert (rig.memory.used, rig.swap.naps.asleep) == (0, {1})
+    assert (rig.memory.used, rig.swap.naps.asleep) == (0, frozenset({1}))
     event = await rig.event("asleep")
     assert event.message == "version 1 sleeps, for a test: its weights are in the host's memory"
     assert event.numbers["bytes"] == size
@@ -277,6 +277,119 @@ async def test_a_deadline_passes_while_it_wakes(rig: Rig, monkeypatch: pytest.Mo
     assert not waiting.done()
     held.set()
     await waiting
+
+
+async def test_a_candidate_that_comes_while_another_wakes_is_not_counted_with_it(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await rig.swap.stage(2)
+    both = rig.memory.used
+    await rig.swap.promote(2, -1, "")
+    await rig.swap.rollback("")  # version 1 has what they share
+    publish(rig.project, 3)
+    await rig.swap.stage(3)
+    rig.memory.limit = rig.memory.used
+    three = dict(rig.memory.of(MODEL))
+    rig.swap._staged.clear()
+    rig.swap._install()  # version 3 is let go
+    assert rig.memory.used == both
+    await rig.sleep(2)
+    plain, loop = LoadedVersion.warm, asyncio.get_running_loop()
+
+    def slow(version: LoadedVersion, sizes: Any) -> None:
+        if version.number == 2:
+            patch.setattr(LoadedVersion, "warm", plain)
+            asyncio.run_coroutine_threadsafe(rig.swap.stage(3), loop).result(60)
+        plain(version, sizes)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LoadedVersion, "warm", slow)
+        await right(rig, 2, "2")
+    assert rig.memory.of(MODEL) == three
+    assert rig.swap.naps.failed == 0
+
+
+async def test_a_flip_while_a_version_wakes_leaves_it_reserved(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    await rig.swap.promote(2, -1, "")
+    await rig.swap.rollback("")
+    before = rig.memory.of(MODEL)
+    await rig.sleep(2)
+    plain, loop = LoadedVersion.warm, asyncio.get_running_loop()
+    seen: list[int] = []
+
+    def slow(version: LoadedVersion, sizes: Any) -> None:
+        object.__setattr__(version, "asleep", True)  # as it is until its weights are there
+        asyncio.run_coroutine_threadsafe(rig.swap.alias("other", 1, -1), loop).result(60)
+        seen.append(rig.memory.of(MODEL)[2])
+        object.__setattr__(version, "asleep", False)
+        plain(version, sizes)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LoadedVersion, "warm", slow)
+        await right(rig, 2, "2")
+    assert seen == [before[2]]
+    assert rig.memory.of(MODEL) == before
+
+
+async def test_staging_anew_what_is_loaded_is_counted_once_and_in_vain_as_before(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await rig.swap.promote(2, -1, "")
+    before = rig.memory.of(MODEL)
+    sizes: list[int] = []
+    plain = LoadedVersion.warm
+
+    def look(version: LoadedVersion, batches: Any) -> None:
+        if len(batches) > 1:
+            sizes.append(rig.memory.of(MODEL)[1])
+        plain(version, batches)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LoadedVersion, "warm", look)
+        await rig.swap.stage(1)
+    assert sizes
+    assert min(sizes) > 0  # the new one is there, and not yet in place of the old
+    await rig.swap.promote(1, -1, "")
+    before = rig.memory.of(MODEL)
+    with monkeypatch.context() as patch:
+        patch.setattr(LoadedVersion, "warm", _no_memory)
+        with pytest.raises(NoRoom):
+            await rig.swap.stage(2)
+    assert rig.memory.of(MODEL) == before
+
+
+async def test_what_a_stalled_batch_is_computed_with_stays(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The batch is given up between being looked for in the hub and the version being let go."""
+    held, begun, loop = threading.Event(), asyncio.Event(), asyncio.get_running_loop()
+    plain = LoadedVersion.predict
+
+    def slow(version: LoadedVersion, *arguments: Any) -> Any:
+        loop.call_soon_threadsafe(begun.set)
+        held.wait(60)
+        return plain(version, *arguments)
+
+    monkeypatch.setattr(LoadedVersion, "predict", slow)
+    monkeypatch.setattr(rig.swap.naps, "_settle", lambda _: None)  # as on the thread that serves on
+    asked = asyncio.create_task(rig.ask(table(1)))
+    await begun.wait()
+
+    class Between:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(rig.hub, name)
+
+        def put_to_sleep(self, name: str, number: int) -> bool:
+            assert rig.engine.give_up(0.0)
+            return rig.hub.put_to_sleep(name, number)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(rig.engine, "_hub", Between())
+        assert not await asyncio.to_thread(rig.swap.naps.put_to_sleep, 1, "")
+    assert rig.swap.naps.asleep == frozenset()
+    held.set()
+    with pytest.raises(ServerError, match="stalls"):
+        await asked
+    await rig.compute.barrier()
+    await right(rig, 1)
 
 
 async def test_nothing_sleeps_that_was_closed(rig: Rig) -> None:
