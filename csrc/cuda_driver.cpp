@@ -42,7 +42,7 @@ bool cuda::is_lost(Result result) {
         721,  // TENSOR_MEMORY_LEAK
         810,  // MPS_CLIENT_TERMINATED
         911,  // EXTERNAL_DEVICE
-        999,  // UNKNOWN
+        kUnknown,
     };
     return std::find(std::begin(codes), std::end(codes), result) != std::end(codes);
 }

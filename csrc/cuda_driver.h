@@ -37,6 +37,7 @@ struct IpcHandle {  // CUipcMemHandle
 };
 
 inline constexpr Result kSuccess = 0;
+inline constexpr Result kUnknown = 999;
 inline constexpr unsigned kLazyPeerAccess = 1;     // CU_IPC_MEM_LAZY_ENABLE_PEER_ACCESS
 inline constexpr unsigned kNonBlocking = 1;        // CU_STREAM_NON_BLOCKING
 inline constexpr CaptureMode kCaptureRelaxed = 2;  // CU_STREAM_CAPTURE_MODE_RELAXED

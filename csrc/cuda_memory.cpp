@@ -55,7 +55,9 @@ CudaDevice::Opened CudaDevice::open(const cuda::IpcHandle& handle, std::string_v
     opened.uses = 1;
     const cuda::Result result = calls.cuIpcOpenMemHandle_v2(&opened.pointer, handle, cuda::kLazyPeerAccess);
     if (result != cuda::kSuccess) {
-        if (cuda::is_lost(result)) driver->require(result, "cuIpcOpenMemHandle", region);
+        // UNKNOWN is also what drivers say of handles that they make nothing of, and no client may end the server by one.
+        if (result == cuda::kUnknown) require_working(region);
+        else if (cuda::is_lost(result)) driver->require(result, "cuIpcOpenMemHandle", region);
         throw WireError("shared memory region " + quote(region) +
                         ": expected the handle of memory that another process has on device " +
                         std::to_string(ordinal) + " of this server, came one that the driver refuses: " +
@@ -73,6 +75,15 @@ CudaDevice::Opened CudaDevice::open(const cuda::IpcHandle& handle, std::string_v
         throw;
     }
     return opened;
+}
+
+void CudaDevice::require_working(std::string_view region) const {
+    const cuda::Calls& calls = driver->calls();
+    cuda::Stream stream = nullptr;
+    driver->require(calls.cuStreamCreate(&stream, cuda::kNonBlocking), "cuStreamCreate", region);
+    const cuda::Result result = calls.cuStreamSynchronize(stream);
+    calls.cuStreamDestroy_v2(stream);
+    driver->require(result, "cuStreamSynchronize", region);
 }
 
 void CudaDevice::close(const cuda::IpcHandle& handle) noexcept {

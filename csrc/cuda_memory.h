@@ -72,6 +72,9 @@ class CudaDevice {
     };
 
   private:
+    // Within a Scope: throws as CudaDriver::require where the device does nothing any more, whatever it is asked for.
+    void require_working(std::string_view region) const;
+
     cuda::Ordinal device_ = 0;
     cuda::Context context_ = nullptr;
     std::mutex opening_;

@@ -45,6 +45,8 @@ class Pacing:
         self._budget = budget
         self._state = GovernorState()
         self._number = 0
+        self._sent: GovernorState | None = None
+        """What the newest number says; None where it was measured: the next pace is a new one, with a new lease."""
         self._news = asyncio.Event()
         self._told = False
 
@@ -64,8 +66,10 @@ class Pacing:
                 continue
             window = await self._window(training)
             if window is None:
+                self._sent = None
                 continue
             self._state = decide_duty(self._state, window, self._budget)
+            self._sent = None
             if self._state.cannot_be_met and not self._told:
                 self._told = True
                 self._events.publish("note", "", self._complaint(), numbers={"p99_ratio": self._state.ratio})
@@ -77,9 +81,15 @@ class Pacing:
         return training
 
     async def _confirmed(self) -> bool:
-        """Sends the pace; whether the trainer says in time that it keeps it."""
-        self._number += 1
+        """Sends the pace; whether the trainer says in time that it keeps it.
+
+        Sent again, a pace keeps its number: a confirmation that took longer than one wait counts then, and a lease that
+        nobody confirms runs out, so that a trainer whose reports are slow does not rest for ever.
+        """
         state = self._state
+        if state is not self._sent:
+            self._number += 1
+            self._sent = state
         self._channel.pace(
             pb.PaceCommand(
                 number=self._number,

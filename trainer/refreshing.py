@@ -13,6 +13,7 @@ state that it began with.
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Callable
 from typing import Any
@@ -77,8 +78,8 @@ class Refresher:
         Raises TrainingFailed."""
         self.where = ""
         first: RefreshResult | None = None
-        if self._wanted and len(new) and (device := self._device(f"{key} {settings!r} {weight_decay}")) is not None:
-            first = self._tried(device, state, new, history, module, live, task, settings, weight_decay)
+        if self._wanted and len(new) and self._has_device(f"{key} {settings!r} {weight_decay}"):
+            first = self._tried(state, new, history, module, live, task, settings, weight_decay)
         done = 0 if first is None else len(first.time_us)
         if first is not None and done == len(new):
             return first
@@ -96,7 +97,6 @@ class Refresher:
 
     def _tried(
         self,
-        device: DeviceFit,
         state: ChallengerState,
         new: EncodedRows,
         history: RowSource,
@@ -107,17 +107,24 @@ class Refresher:
         weight_decay: float,
     ) -> RefreshResult | None:
         """What was done on the device; None where nothing of it is left."""
+        assert self._fit is not None
         try:
-            result = device.refresh(state, new, history, module, live, task, settings, weight_decay=weight_decay)
+            result = self._fit.refresh(state, new, history, module, live, task, settings, weight_decay=weight_decay)
         except Exception as error:
             lost = is_fault(error)
             if not lost and not is_out_of_memory(error):
                 raise
-            self._drop(lost=lost)
-            self._note(f"{'the GPU is lost' if lost else 'no memory on the GPU'}; trains on the CPU: {_line(error)}")
-            return None
+            told = f"{'the GPU is lost' if lost else 'no memory on the GPU'}; trains on the CPU: {_line(error)}"
+        else:
+            return self._taken(result, len(new))
+        # Not above: the error holds the frames that it passed, and they hold what is on the GPU.
+        self._drop(lost=lost)
+        self._note(told)
+        return None
+
+    def _taken(self, result: RefreshResult, rows: int) -> RefreshResult:
         self.where = self._machine.name if self._machine is not None else ""
-        if len(result.time_us) < len(new):
+        if len(result.time_us) < rows:
             self._not_before = self._clock() + PAUSE_SECONDS
             self._drop(lost=False)
             self._note(
@@ -125,9 +132,10 @@ class Refresher:
             )
         return result
 
-    def _device(self, key: str) -> DeviceFit | None:
+    def _has_device(self, key: str) -> bool:
+        """Whether `_fit` is there, for the key."""
         if self._lost or self._clock() < self._not_before:
-            return None
+            return False
         if self._machine is None:
             try:
                 self._machine = self._make_machine()
@@ -138,15 +146,17 @@ class Refresher:
                     self._note('[model.retrain] device is "cuda", and torch sees no GPU; trains on the CPU')
             if self._machine is None:
                 self._lost = True
-                return None
+                return False
         if self._fit is None or self._key != key:
             self._fit, self._key = DeviceFit(self._machine, self._note), key
-        return self._fit
+        return True
 
     def _drop(self, *, lost: bool) -> None:
+        """Nothing stays on the device. Nobody else may hold the fit."""
         self._fit = None
         self._lost |= lost
         if not lost:
+            gc.collect()  # steps that run eagerly refer to what they are of
             let_go()
 
 

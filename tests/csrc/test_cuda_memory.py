@@ -329,6 +329,19 @@ def test_a_gpu_that_is_lost_is_lost_to_whatever_comes_after(bench: Bench, call: 
     assert made.unregister(bench.memory, "r")
 
 
+@pytest.mark.parametrize("passes", [True, False])
+def test_a_driver_that_says_unknown_of_a_handle_loses_no_gpu_that_works(bench: Bench, passes: bool) -> None:
+    made = bench.allocate()
+    bench.order("cuIpcOpenMemHandle_v2", 999, passes=passes)
+    with pytest.raises(WireError if passes else DeviceError, match="refuses" if passes else "the GPU is lost"):
+        made.register(bench.memory, "r", 1000)
+    bench.no_order()
+    if passes:
+        assert bench.driver.fault == ""
+        assert made.register(bench.memory, "r", 1000)
+        assert bench.memory.read("r", 0, 3) == bytes([0, 1, 2])
+
+
 # --- the ABI
 
 

@@ -133,3 +133,22 @@ async def test_what_a_silent_trainer_does_not_confirm_is_not_measured(monkeypatc
         bench.report(training=True)
         await asyncio.wait_for(bench.enough.wait(), 60)
     assert len({pace.duty for pace in bench.paces}) == 1
+    # Its lease is not renewed: a trainer that is told to rest, and is not heard, does not rest for ever.
+    assert len({pace.number for pace in bench.paces}) == 1
+
+
+async def test_a_confirmation_that_is_late_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pacing, "_CONFIRM_SECONDS", 0.0)
+    bench = Bench()
+    bench.confirms = False
+
+    def late() -> bool:
+        """Each pace is confirmed when the next one has come."""
+        if len(bench.paces) > 1:
+            bench.report(training=True, pace=bench.paces[-2].number)
+        return bench.paces[-1].duty == 1.0
+
+    bench.until = late
+    async with bench.running():
+        bench.report(training=True)
+        await asyncio.wait_for(bench.enough.wait(), 60)

@@ -100,7 +100,8 @@ int begin(const char* name) {
         } else if (call == name) {
             const int code = std::atoi(what.c_str());
             const std::lock_guard guard(lock);
-            if (loses(code)) broken = code;
+            order >> go;
+            if (loses(code) && go != "passes") broken = code;
             return code;
         }
     }

@@ -35,9 +35,9 @@ class Pretended:
         """Of each wait for a stream, the copies that it waited for."""
         return [int(line.split()[1]) for line in self._lines() if line.startswith("wait")]
 
-    def order(self, call: str, code: int) -> None:
-        """The call fails with the code, until no_order()."""
-        self._order.write_text(f"{call} {code}")
+    def order(self, call: str, code: int, *, passes: bool = False) -> None:
+        """The call fails with the code, until no_order(). A GPU that is lost by it stays lost, unless it `passes`."""
+        self._order.write_text(f"{call} {code}{' passes' if passes else ''}")
 
     def wait_in(self, call: str) -> tuple[Path, Path]:
         """The call waits until the first of two pipes is read and the second is written."""

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from trimtab.trainer import fit
+from trimtab.trainer import fit, refreshing
+from trimtab.trainer.device_fit import DeviceFit
+from trimtab.trainer.device_machine import Work
 from trimtab.trainer.errors import TrainingFailed
 from trimtab.trainer.fit import ChallengerState, RefreshResult
 from trimtab.trainer.pace import PACE
@@ -119,6 +122,40 @@ def test_where_the_budget_cannot_be_met_it_goes_on_on_the_cpu_and_comes_back_lat
     case.now += 2
     near(case.run(), expected())
     assert (case.refresher.where, len(case.said)) == ("pretend", 1)
+
+
+@pytest.mark.parametrize("eager", [True, False])
+@pytest.mark.parametrize("memory", [True, False])
+def test_nothing_is_left_on_a_device_when_the_cpu_goes_on(
+    monkeypatch: pytest.MonkeyPatch, memory: bool, eager: bool
+) -> None:
+    made: list[weakref.ref[DeviceFit]] = []
+    left: list[bool] = []
+
+    class Watched(DeviceFit):
+        def __init__(self, *given: Any) -> None:
+            super().__init__(*given)
+            made.append(weakref.ref(self))
+
+    class Machine(RecordingMachine):
+        def capture(self, work: Work, generator: torch.Generator | None = None) -> Work:
+            if eager:
+                raise RuntimeError("operation not permitted when stream is capturing")
+            return super().capture(work, generator)
+
+        def wait(self) -> None:
+            super().wait()
+            if self.waits != 6:
+                return
+            if memory:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            PACE.tell(PACE.number + 1, 0.05, 1.0, cannot_be_met=True)
+
+    monkeypatch.setattr(refreshing, "DeviceFit", Watched)
+    monkeypatch.setattr(refreshing, "let_go", lambda: left.append(made[-1]() is not None))
+    case = Case(Machine())
+    near(case.run(), expected())
+    assert left == [False]
 
 
 def test_what_is_wrong_with_the_rows_is_no_fault_of_the_device() -> None:
