@@ -59,7 +59,7 @@ Refusal BatchQueue::admit(Waiting& request, std::int64_t now) {
     const std::int64_t limit = own.delay ? request.deadline : std::min(request.deadline, expires);
     if (limit != kForever && times_.known(now)) {
         std::uint64_t ahead = 0;
-        for (std::uint32_t i = 0; i <= level; ++i) ahead += levels_[i].rows;
+        for (std::uint32_t i = 0; i <= level; ++i) ahead += levels_[i].rows_ahead();
         const auto batches = static_cast<std::int64_t>(ahead / policy_.max_batch_size);
         if (times_.one() > limit - now || batches > (limit - now - times_.one()) / std::max<std::int64_t>(times_.full(), 1))
             return Refusal::would_miss_deadline;
@@ -174,7 +174,8 @@ Waiting* BatchQueue::find_head(const Versions& versions, Decision& decision) {
                 level.lanes.pop_back();
                 continue;
             }
-            if (versions.asleep(lane.version)) {
+            lane.held = versions.asleep(lane.version);
+            if (lane.held) {
                 std::vector<std::uint32_t>& found = decision.asleep;
                 if (std::find(found.begin(), found.end(), lane.version) == found.end()) found.push_back(lane.version);
             } else if (first == nullptr || lane.head->turn < first->turn) {

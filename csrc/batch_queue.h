@@ -168,11 +168,19 @@ class BatchQueue {
     };
     struct NamedList : List {
         Lane lane = kLive;
+        bool held = false;  // whether its version was asleep when a decision was made last
     };
     struct Level {
         std::vector<NamedList> lanes;
         std::size_t count = 0;
         std::uint64_t rows = 0;
+
+        // Those that are computed before what comes now: what is held until a version wakes is in nobody's way.
+        std::uint64_t rows_ahead() const {
+            std::uint64_t ahead = rows;
+            for (const NamedList& lane : lanes) ahead -= lane.held ? lane.rows : 0;
+            return ahead;
+        }
     };
 
     NamedList& lane_of(const Waiting& request);

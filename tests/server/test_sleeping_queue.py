@@ -66,6 +66,20 @@ def test_what_waits_for_one_version_is_taken_out() -> None:
     assert len(queue) == 2
 
 
+def test_what_is_held_is_in_the_way_of_no_deadline() -> None:
+    """A batch takes 10 here: what is computed before a request counts against its deadline, what is held does not."""
+    queue = queue_of(max_batch_size=1)
+    for now in range(8):
+        queue.computed(1, 10, now)
+    for name in range(5):
+        assert queue.admit(name, 10, lane=2) == ""
+    assert queue.admit(9, 10, lane=0, deadline=40) != ""
+    assert queue.decide(11, VERSIONS, False, [2])[:2] == ([], 0)
+    assert queue.admit(5, 12, lane=0, deadline=42) == ""
+    assert queue.decide(13, VERSIONS, False, [])[0] == [0]  # awake: it is ahead of the others now
+    assert queue.admit(6, 14, lane=0, deadline=44) != ""
+
+
 @given(
     st.lists(st.tuples(st.sampled_from([0, 1, 2]), st.one_of(st.none(), st.integers(1, 60))), max_size=30),
     st.lists(st.sets(st.sampled_from([1, 2])), min_size=1, max_size=10),
