@@ -49,18 +49,34 @@ fi
 # pytest takes what a test writes to stderr, and an abort would lose it: the sanitizers write to files, shown below.
 reports=$build/reports
 rm -rf "$reports" && mkdir "$reports"
-env PYTHONPATH="$tree:$site" \
-  LD_PRELOAD="$preload" \
-  ASAN_OPTIONS=quarantine_size_mb=16:detect_leaks=0:abort_on_error=1:detect_stack_use_after_return=1:log_path="$reports/address" \
-  UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1:log_path="$reports/undefined" \
-  "$python" -S -c '
+sanitized() {
+  env PYTHONPATH="$tree:$site" \
+    LD_PRELOAD="$preload" \
+    ASAN_OPTIONS=quarantine_size_mb=16:detect_leaks=0:abort_on_error=1:detect_stack_use_after_return=1:log_path="$reports/address" \
+    UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1:log_path="$reports/undefined" \
+    "$python" -S -c '
 import sys, pytest, trimtab._native as native
 assert native.__file__.startswith(sys.argv[1]), native.__file__
 sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", *sys.argv[2:]]))
-' "$tree" "$@" || { rc=$?; tail -n +1 "$reports"/* >&2 2>/dev/null || true; exit "$rc"; }
+' "$tree" "$@" || { rc=$?; tail -n +1 "$reports"/* >&2 2>/dev/null || true; return "$rc"; }
+}
+if [ -z "$all" ]; then
+  sanitized "$@"
+  exit
+fi
 
-[ -n "$all" ] || exit 0
-if ! grep -q '^NGHTTP2_LIBRARY:.*libnghttp2' "$build/CMakeCache.txt"; then echo "sanitize: no nghttp2, so no fuzz targets of the front" >&2; exit 0; fi
+# pytest has one core; the fuzz targets are built and run on another meanwhile.
+sanitized "$@" & pytest=$!
+trap 'kill $pytest 2>/dev/null || true' EXIT
+tested() {  # the end: that of pytest, too
+  wait $pytest || { rc=$?; trap - EXIT; exit $rc; }
+  trap - EXIT
+}
+if ! grep -q '^NGHTTP2_LIBRARY:.*libnghttp2' "$build/CMakeCache.txt"; then
+  echo "sanitize: no nghttp2, so no fuzz targets of the front" >&2
+  tested
+  exit 0
+fi
 fuzz() {  # NAME SANITIZER TARGETS...
   local name=$1 sanitizer=$2
   shift 2
@@ -74,3 +90,4 @@ build/fuzz-address/fuzz_gzip 10000
 build/fuzz-address/fuzz_http2 3000
 fuzz fuzz-thread thread race
 build/fuzz-thread/race 30
+tested
