@@ -67,8 +67,7 @@ if ! [ -x .venv/bin/python ] || [ "$(.venv/bin/python -c 'import sys; print("%d.
 fi
 # A torch built for CUDA brings the Triton that it was built with, so no step but our own may pin another.
 grep -v '^triton==' constraints.txt >.venv/constraints.txt
-# --no-compile: most of what is installed is never imported, and the rest is compiled when it is.
-pip=(.venv/bin/python -m pip --disable-pip-version-check install --quiet --no-compile --constraint .venv/constraints.txt)
+pip=(.venv/bin/python -m pip --disable-pip-version-check install --quiet --constraint .venv/constraints.txt)
 say "installing the pinned dependencies (a few minutes the first time)"
 # torch goes first and by its exact version, so that nothing else can choose another build.
 "${pip[@]}" "torch==$(sed -n 's/^torch==//p' constraints.txt)"
