@@ -12,7 +12,7 @@ raw columns are copied, and the graph begins with one kernel that makes features
 rows there are, and where they count, is in the buffer's header. Counts are on the device then until `settle`. What a
 prediction is, the host counts in either case: answers come to it anyway, and 64 of them take a microsecond.
 
-Swaps. Versions of one shape (`shape_of`: names, shapes and strides of weights, program, architecture, task) share one
+Swaps. Versions of one shape (names, shapes and strides of weights, program, architecture, task; capturing.py) share one
 set of graphs. The graphs' weights are a buffer of their own, and each version keeps its weights in a second one on the
 device. A batch of another version than the batch before copies that version's over first, on the stream that computes,
 between two replays: no answer is of two versions, whoever asks for which, and a swap or a rollback costs the next batch

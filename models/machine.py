@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-__all__ = ["Copies", "CudaMachine", "Machine", "Work"]
+__all__ = ["Copies", "CudaMachine", "Machine", "Work", "capture_graph"]
 
 _WARM_RUNS = 2
 _capturing = threading.Lock()
@@ -58,7 +58,6 @@ class CudaMachine:
     def __init__(self, device: torch.device) -> None:
         self.device = device
         index = torch.cuda.current_device() if device.index is None else device.index
-        self._index = index
         self._in, self._compute, self._out, self._capture_on = _streams(index)
         self._pool: Any = torch.cuda.graph_pool_handle()
         self._sent, self._computed, self._taken = (_event() for _ in range(3))
@@ -83,44 +82,11 @@ class CudaMachine:
                     for _ in range(_WARM_RUNS):
                         work()
                 stream.synchronize()
-                with _own_workspaces(), _no_collection():
+                with _own_workspaces():
                     for work in works:
-                        graphs.append(self._captured(work))
+                        graphs.append(capture_graph(work, self.device, self._pool))
             stream.synchronize()
         return graphs, self._pool_bytes()
-
-    def _captured(self, work: Work) -> Work:
-        graph = torch.cuda.CUDAGraph()
-        try:
-            # Not torch.cuda.graph: that waits for the whole device and empties the cache, under what serves. Only this
-            # thread's calls may end the capture; the compute thread goes on meanwhile.
-            graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
-            work()
-            graph.capture_end()
-        except BaseException:
-            self._abandon(graph)
-            raise
-        return graph.replay
-
-    def _abandon(self, graph: torch.cuda.CUDAGraph) -> None:
-        """Ends a capture that failed. What is said about that is not the reason, and is not passed on."""
-        with contextlib.suppress(Exception):
-            graph.capture_end()  # the stream must leave capturing in any case
-        # Of a capture that CUDA calls invalid (something waited for the device, say), capture_end does not tell torch's
-        # allocator. It would take it for under way from then on: look nowhere else when memory runs out, and fail an
-        # assertion when it is to give memory back.
-        try:
-            torch._C._cuda_endAllocateToPool(self._index, self._pool)
-        except Exception:
-            return  # it was told
-        _abandoned.append(graph)
-        with contextlib.suppress(Exception):
-            torch._C._cuda_releasePool(self._index, self._pool)
-            # Some torch's random generator takes it for under way, too, until the next that goes well.
-            place, well = torch.zeros(1, device=self.device), torch.cuda.CUDAGraph()
-            well.capture_begin(capture_error_mode="thread_local")
-            place.zero_()
-            well.capture_end()
 
     def serve(self, given: Copies, replay: Work, taken: Copies) -> None:
         """See Machine."""
@@ -143,6 +109,48 @@ class CudaMachine:
     def _pool_bytes(self) -> int:
         segments = torch.cuda.memory_snapshot()  # type: ignore[no-untyped-call]
         return sum(int(s["total_size"]) for s in segments if tuple(s.get("segment_pool_id", ())) == tuple(self._pool))
+
+
+def capture_graph(work: Work, device: torch.device, pool: Any, generator: torch.Generator | None = None) -> Work:
+    """Captures a work that was warmed on the current stream, into the pool (torch.cuda.graph_pool_handle): what replays
+    it. The generator is the one that it draws from. Raises whatever the work raises, or capturing does; the stream and
+    torch's allocator are in order then."""
+    graph = torch.cuda.CUDAGraph()
+    if generator is not None:
+        graph.register_generator_state(generator)
+    with _no_collection():
+        try:
+            # Not torch.cuda.graph: that waits for the whole device and empties the cache, under what serves. Only this
+            # thread's calls may end the capture; others that compute go on meanwhile.
+            graph.capture_begin(pool=pool, capture_error_mode="thread_local")
+            work()
+            graph.capture_end()
+        except BaseException:
+            _abandon(graph, device, pool)
+            raise
+    return graph.replay
+
+
+def _abandon(graph: torch.cuda.CUDAGraph, device: torch.device, pool: Any) -> None:
+    """Ends a capture that failed. What is said about that is not the reason, and is not passed on."""
+    with contextlib.suppress(Exception):
+        graph.capture_end()  # the stream must leave capturing in any case
+    # Of a capture that CUDA calls invalid (something waited for the device, say), capture_end does not tell torch's
+    # allocator. It would take it for under way from then on: look nowhere else when memory runs out, and fail an
+    # assertion when it is to give memory back.
+    index = torch.cuda.current_device() if device.index is None else device.index
+    try:
+        torch._C._cuda_endAllocateToPool(index, pool)
+    except Exception:
+        return  # it was told
+    _abandoned.append(graph)
+    with contextlib.suppress(Exception):
+        torch._C._cuda_releasePool(index, pool)
+        # Some torch's random generator takes it for under way, too, until the next that goes well.
+        place, well = torch.zeros(1, device=device), torch.cuda.CUDAGraph()
+        well.capture_begin(capture_error_mode="thread_local")
+        place.zero_()
+        well.capture_end()
 
 
 @cache
@@ -198,6 +206,7 @@ def _own_workspaces() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _no_collection() -> Iterator[None]:
+    """Destroying another graph would end the capture."""
     was = gc.isenabled()
     gc.disable()
     try:

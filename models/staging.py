@@ -20,7 +20,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-__all__ = ["HEADER", "Bucket", "bucket_for", "bucket_sizes", "buffer_bytes", "most_within", "offsets"]
+__all__ = ["HEADER", "Bucket", "bucket_for", "bucket_sizes", "most_within", "offsets"]
 
 HEADER = 8
 _ALIGNMENT = 256
@@ -65,12 +65,6 @@ def bucket_for(n: int, most: int) -> int:
     if not 1 <= n <= most:
         raise ValueError(f"expected 1 to {most} rows, got {n}")
     return min(1 << (n - 1).bit_length(), most)
-
-
-def buffer_bytes(most: int, features: int, ids: int, outputs: int) -> int:
-    """Bytes on the device of the staged inputs and the outputs, of batches of up to so many rows; without what the
-    graphs allocate."""
-    return Bucket(most, features, ids).size + most * outputs * 4
 
 
 def offsets(widths: Sequence[int], rows: int) -> list[int]:

@@ -6,19 +6,17 @@ Type-checked, but not run where it was written: the tests marked `gpu` are what 
 from __future__ import annotations
 
 import contextlib
-import gc
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from trimtab.models.machine import Work, capture_graph
 
 __all__ = ["CudaTrainingMachine", "TrainingMachine", "Work"]
 
 _WARM_RUNS = 3
 _LOWEST = 0
-
-Work = Callable[[], None]
 
 
 class TrainingMachine(Protocol):
@@ -100,34 +98,9 @@ class CudaTrainingMachine:
         for _ in range(_WARM_RUNS):
             work()
         self._stream.synchronize()
-        graph = torch.cuda.CUDAGraph()
-        if generator is not None:
-            graph.register_generator_state(generator)
-        with _no_collection():
-            # This thread's calls alone may end the capture: backward's threads launch into it, and are not held to it.
-            graph.capture_begin(capture_error_mode="thread_local")
-            try:
-                work()
-            except BaseException:
-                # The stream must leave capturing in any case, and what it says about that is not the reason.
-                with contextlib.suppress(Exception):
-                    graph.capture_end()
-                raise
-            graph.capture_end()
-        return graph.replay
+        # Of this thread alone: backward's threads launch into it, and are not held to it.
+        return capture_graph(work, self.device, torch.cuda.graph_pool_handle(), generator)
 
     def wait(self) -> None:
         """See TrainingMachine."""
         self._stream.synchronize()
-
-
-@contextlib.contextmanager
-def _no_collection() -> Iterator[None]:
-    """Destroying another graph would end the capture."""
-    was = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was:
-            gc.enable()
