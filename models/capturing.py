@@ -4,17 +4,20 @@ either way, in the precision that was asked for.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import hashlib
 import json
-from collections.abc import Callable, MutableMapping
+import logging
+import time
+from collections.abc import Callable, Iterable, Iterator, MutableMapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from trimtab._native import Slab
 from trimtab.kernels.cuda_graph import GraphColumns
 from trimtab.kernels.device import Executor
@@ -23,22 +26,39 @@ from trimtab.kernels.sketch import Sketch
 from trimtab.models.architectures import Forward, Network
 from trimtab.models.device_columns import DeviceColumns
 from trimtab.models.errors import ModelError
-from trimtab.models.faults import is_fault, is_out_of_memory, let_go
+from trimtab.models.faults import first_line, is_fault, is_out_of_memory, let_go
 from trimtab.models.flat import Flat
 from trimtab.models.graphs import GraphedRun, HostColumns, Intake
 from trimtab.models.machine import Machine
 from trimtab.models.staging import bucket_for, bucket_sizes
 from trimtab.models.version import LoadedVersion
 
-__all__ = ["SHARED_BYTES", "TOLERANCE", "Columns", "GraphError", "Known", "VersionRun", "graph_version"]
+__all__ = [
+    "LOWER",
+    "SHARED_BYTES",
+    "TOLERANCE",
+    "Columns",
+    "GraphError",
+    "Known",
+    "VersionRun",
+    "compiled_pass",
+    "copied",
+    "graph_errors",
+    "graph_version",
+    "try_ways",
+]
 
+_log = logging.getLogger(__name__)
 TOLERANCE = {"fp32": 1e-4, "fp16": 4e-3, "bf16": 3e-2}
 """How far a prediction may be from the eager one in fp32, absolutely (in units of the target's scale) plus relatively:
 fp32 sums in another order; the others some eight roundings of the dtype's own (2^-11, 2^-8)."""
 SHARED_BYTES = 2 << 30
 """Of weights: beyond, a copy between two batches is a pause of more than a millisecond or two."""
-_DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
+LOWER = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
+P = ParamSpec("P")
+T = TypeVar("T")
+Module = TypeVar("Module", bound=nn.Module)
 Columns = Callable[[ColumnProgram], GraphColumns | str]
 """A program's columns for captured batches, or why they cannot run on the device."""
 Known = MutableMapping[str, GraphedRun]
@@ -56,13 +76,13 @@ class VersionRun:
     graphs: GraphedRun
     weights: Flat | None
     """Copied over the graphs' where those are another version's; None: the graphs read the version's own."""
-    copied: int
+    lowered: int
     """Bytes on the device of its weights in a lower precision."""
 
     @property
     def bytes(self) -> int:
         """On the device, without what is shared and the version's weights in fp32."""
-        return self.copied + (self.graphs.bytes if self.shared is None else 0)
+        return self.lowered + (self.graphs.bytes if self.shared is None else 0)
 
     @property
     def shared(self) -> GraphedRun | None:
@@ -106,13 +126,20 @@ def graph_version(
     the columns and the sketch. Takes as long as capturing does, and compiling if that is asked for. Raises GraphError
     with the reason where it cannot run so, and what breaks the device as it is."""
     asked = _Asked(version, most, machine, precision, compiled, columns)
+    with graph_errors():
+        run = None if known is None else _shared(asked, known)
+        if run is None:
+            run = _own(asked)
+            _check(version, run, TOLERANCE[precision])
+        return run
+
+
+@contextlib.contextmanager
+def graph_errors() -> Iterator[None]:
+    """Raises GraphError with the reason in place of what making graphs fails with, and what breaks the device as it
+    is."""
     try:
-        if known is not None:
-            run = _shared(asked, known)
-            if run is not None:
-                return run
-        run = _own(asked)
-        _check(version, run, TOLERANCE[precision])
+        yield
     except GraphError:
         raise
     except Exception as error:
@@ -120,9 +147,57 @@ def graph_version(
             raise
         if is_out_of_memory(error):
             let_go()
-            raise GraphError(f"there is no memory left for its graphs: {_first_line(error)}") from error
-        raise GraphError(f"it cannot be captured: {type(error).__name__}: {_first_line(error)}") from error
-    return run
+            raise GraphError(f"there is no memory left for its graphs: {first_line(error)}") from error
+        what = "" if isinstance(error, ModelError) else f"{type(error).__name__}: "
+        raise GraphError(f"it cannot be captured: {what}{first_line(error)}") from error
+
+
+def compiled_pass(whole: Callable[P, T]) -> Callable[P, T]:
+    """What torch.compile makes of a function that nothing else compiles."""
+    # Code of its own: torch keeps what it compiles with the code, gives up on the ninth kind of weights for the same,
+    # and would keep those of versions that were let go.
+    whole.__code__ = whole.__code__.replace()
+    # Sizes are unknown to the compiler: one for each bucket would be as many compilations.
+    made: Callable[P, T] = torch.compile(whole, dynamic=True, fullgraph=True)
+    return made
+
+
+def copied(module: Module, dtype: torch.dtype | None) -> tuple[Module, Flat]:
+    """A copy of the network, its weights in that dtype and in one buffer. Raises FlatError."""
+    other = copy.deepcopy(module)
+    if dtype is not None:
+        other = other.to(dtype)
+    # A deep copy of a view holds a copy of all that it is a view of; adopted, it holds what it needs.
+    return other, Flat.adopt(other)
+
+
+def try_ways(
+    number: int,
+    ways: Iterable[tuple[str, bool, bool]],
+    attempt: Callable[[str, bool, bool], tuple[str, str]],
+    tell: Callable[[int, str], None],
+) -> None:
+    """Has a version run by graphs made in the first of the ways (precision, whether compiled, whether with columns)
+    that works, eagerly where none does. `attempt` makes them, and says what memory they take and what else is to be
+    known of them; it raises GraphError where that does not work. `tell` hears what is not as it was asked for."""
+    reasons: list[str] = []
+    for precision, compiled, with_columns in ways:
+        began = time.monotonic()
+        how = f"by graphs{' of columns and model' if with_columns else ''} in {precision}"
+        how += ", compiled" if compiled else ""
+        try:
+            taken, note = attempt(precision, compiled, with_columns)
+        except GraphError as error:
+            reasons.append(f"not {how}: {error}")
+            continue
+        took = f"{taken}, capturing and checking took {time.monotonic() - began:.1f} s"
+        message = f"version {number} runs {how} ({took}){''.join(f'; {one}' for one in (*reasons, note) if one)}"
+        if reasons or compiled or precision != "fp32" or note:
+            tell(number, message)
+        else:
+            _log.info("%s", message)
+        return
+    tell(number, f"version {number} runs eagerly: {'; '.join(dict.fromkeys(reasons))}")
 
 
 @dataclass(frozen=True)
@@ -162,21 +237,21 @@ def _shared(asked: _Asked, known: Known) -> VersionRun | None:
     version, precision = asked.version, asked.precision
     if version.flat is None or version.flat.layout.size > SHARED_BYTES:
         return None
-    weights, copied = version.flat, 0
+    weights, lowered = version.flat, 0
     if precision != "fp32":
-        _, weights = _copied(version.module, _DTYPES[precision])
-        copied = weights.layout.size
+        _, weights = copied(version.module, LOWER[precision])
+        lowered = weights.layout.size
     shape = asked.shape(weights)
     graphs = known.get(shape)
     if graphs is None:
         try:
-            module, mine = _copied(version.module, _DTYPES.get(precision))
+            module, mine = copied(version.module, LOWER.get(precision))
         except Exception as error:
             if is_fault(error):
                 raise
             return None  # a network that cannot be copied can still be captured as it is
         graphs = _captured(asked, module, weights=mine, resident=weights)
-    run = VersionRun(graphs, weights, copied)
+    run = VersionRun(graphs, weights, lowered)
     try:
         _check(version, run, TOLERANCE[precision])
     except GraphError:
@@ -189,11 +264,11 @@ def _shared(asked: _Asked, known: Known) -> VersionRun | None:
 
 def _own(asked: _Asked) -> VersionRun:
     """By graphs over the version's own weights, or a copy of them in a lower precision."""
-    module, copied = asked.version.module, 0
+    module, lowered = asked.version.module, 0
     if asked.precision != "fp32":
-        module, weights = _copied(module, _DTYPES[asked.precision])
-        copied = weights.layout.size
-    return VersionRun(_captured(asked, module), None, copied)
+        module, weights = copied(module, LOWER[asked.precision])
+        lowered = weights.layout.size
+    return VersionRun(_captured(asked, module), None, lowered)
 
 
 def _captured(
@@ -205,30 +280,15 @@ def _captured(
     def whole(features: Tensor, ids: Tensor) -> Tensor:
         return predict(forward(features, ids))
 
-    made: Forward = whole
-    if asked.compiled:
-        # Code of its own: torch keeps what it compiles with the code, gives up on the ninth kind of weights for the
-        # same, and would keep those of versions that were let go.
-        whole.__code__ = whole.__code__.replace()
-        # Sizes are unknown to the compiler: one for each bucket would be as many compilations.
-        made = torch.compile(whole, dynamic=True, fullgraph=True)
+    made: Forward = compiled_pass(whole) if asked.compiled else whole
     intake = asked.intake()
     return GraphedRun(made, intake, task.width, asked.most, asked.machine, weights=weights, resident=resident)
 
 
 def _between_fp32(forward: Forward, precision: str) -> Forward:
     """Takes and gives float32, whatever is computed in."""
-    dtype = _DTYPES.get(precision)
+    dtype = LOWER.get(precision)
     return forward if dtype is None else lambda features, ids: forward(features.to(dtype), ids).float()
-
-
-def _copied(module: Network, dtype: torch.dtype | None) -> tuple[Network, Flat]:
-    """A copy of the network, its weights in that dtype and in one buffer. Raises FlatError."""
-    other = copy.deepcopy(module)
-    if dtype is not None:
-        other = other.to(dtype)
-    # A deep copy of a view holds a copy of all that it is a view of; adopted, it holds what it needs.
-    return other, Flat.adopt(other)
 
 
 def _check(version: LoadedVersion, run: VersionRun, tolerance: float) -> None:
@@ -244,7 +304,3 @@ def _check(version: LoadedVersion, run: VersionRun, tolerance: float) -> None:
         near = tolerance * max(1.0, abs(version.task.scale))
         if not np.allclose(found, expected, rtol=tolerance, atol=near, equal_nan=True):
             raise GraphError(f"predictions on {n} made-up rows differ by more than {tolerance:g} from the eager ones")
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or ["no reason was given"])[0][:300]

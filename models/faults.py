@@ -17,7 +17,7 @@ from collections.abc import Iterator
 
 import torch
 
-__all__ = ["is_fault", "is_out_of_memory", "let_go"]
+__all__ = ["first_line", "is_fault", "is_out_of_memory", "let_go"]
 
 _NO_MEMORY = ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED", "cudaErrorMemoryAllocation")
 _CPU_NO_MEMORY = "DefaultCPUAllocator: can't allocate memory"
@@ -66,6 +66,11 @@ def let_go() -> None:
         # While a graph is captured on another thread torch may refuse; what it keeps is of use to the next batch still.
         with contextlib.suppress(RuntimeError):
             torch.cuda.empty_cache()
+
+
+def first_line(error: BaseException) -> str:
+    """What it says in one line, of at most 300 characters; its class where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
 
 
 def _out_of_memory(error: BaseException) -> bool:

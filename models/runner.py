@@ -40,7 +40,7 @@ import torch
 from trimtab.kernels.cuda_graph import GraphColumns
 from trimtab.kernels.device import graph_columns
 from trimtab.kernels.program import ColumnProgram
-from trimtab.models.capturing import GraphError, Known, graph_version
+from trimtab.models.capturing import Known, graph_version, try_ways
 from trimtab.models.compiling import example_of
 from trimtab.models.errors import ModelError
 from trimtab.models.loading import Loader, Version
@@ -146,31 +146,17 @@ def _on_gpu(load: Loader, settings: ModelSettings, most: int, tell: Callable[[in
             tries = [(precision, compiled) for precision, compiled, _ in ways(settings.run, settings.precision)]
             use_graphs(version, most, lambda: _machine(place), tries, tell)
             return version
-        reasons: list[str] = []
-        for precision, compiled, with_columns in ways(settings.run, settings.precision, settings.columns):
-            began = time.monotonic()
-            how = f"by graphs{' of columns and model' if with_columns else ''} in {precision}"
-            how += ", compiled" if compiled else ""
-            try:
-                machine = _machine(version.device)
-                columns = partial(_columns, version.device) if with_columns else None
-                run = graph_version(
-                    version, most, machine, precision=precision, compiled=compiled, known=known, columns=columns
-                )
-            except GraphError as error:
-                reasons.append(f"not {how}: {error}")
-                continue
+
+        def attempt(precision: str, compiled: bool, with_columns: bool) -> tuple[str, str]:
+            machine = _machine(version.device)
+            columns = partial(_columns, version.device) if with_columns else None
+            run = graph_version(
+                version, most, machine, precision=precision, compiled=compiled, known=known, columns=columns
+            )
             version.use_staged(run)
-            kind = "its own" if run.shared is None else "shared"
-            taken = f"{run.graphs.bytes:,} bytes, {kind}"
-            took = f"{taken}, capturing and checking took {time.monotonic() - began:.1f} s"
-            message = f"version {number} runs {how} ({took}){''.join(f'; {reason}' for reason in reasons)}"
-            if reasons or compiled or precision != "fp32":
-                tell(number, message)
-            else:
-                _log.info("%s", message)
-            return version
-        tell(number, f"version {number} runs eagerly: {'; '.join(reasons)}")
+            return f"{run.graphs.bytes:,} bytes, {'its own' if run.shared is None else 'shared'}", ""
+
+        try_ways(number, ways(settings.run, settings.precision, settings.columns), attempt, tell)
         return version
 
     return graphed

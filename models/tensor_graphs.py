@@ -28,21 +28,14 @@ buffer by a new tensor at every call would go on from the one that was captured.
 
 from __future__ import annotations
 
-import contextlib
-import copy
-import logging
 import math
 import threading
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from trimtab.models.capturing import TOLERANCE, GraphError
-from trimtab.models.errors import ModelError
-from trimtab.models.faults import is_fault, is_out_of_memory, let_go
-from trimtab.models.flat import Flat
+from trimtab.models.capturing import LOWER, TOLERANCE, GraphError, compiled_pass, copied, graph_errors, try_ways
 from trimtab.models.machine import Machine, Work
 from trimtab.models.staging import bucket_for, bucket_sizes, most_within, offsets
 from trimtab.models.tensor_trials import check, padding_of
@@ -50,9 +43,7 @@ from trimtab.models.tensors import DTYPES, TensorVersion
 
 __all__ = ["GRAPH_BYTES", "TensorGraphs", "graph_tensors", "use_graphs"]
 
-_log = logging.getLogger(__name__)
 GRAPH_BYTES = 256 << 20
-_LOWER = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
 Forward = Callable[[Mapping[str, Tensor]], list[Any]]
 Kind = tuple[torch.dtype, tuple[int, ...]]
@@ -140,26 +131,14 @@ def use_graphs(
     """Has the version run by graphs made in the first of the ways (precision, whether compiled) that works, on a
     machine of its own; eagerly where none does. `tell` hears what is not as it was asked for. Raises what breaks the
     device."""
-    number, reasons = version.number, list[str]()
-    for precision, compiled in ways:
-        began = time.monotonic()
-        how = f"by graphs in {precision}{', compiled' if compiled else ''}"
-        try:
-            run = graph_tensors(version, most, machine, precision=precision, compiled=compiled)
-        except GraphError as error:
-            reasons.append(f"not {how}: {error}")
-            continue
+
+    def attempt(precision: str, compiled: bool, _: bool) -> tuple[str, str]:
+        run = graph_tensors(version, most, machine, precision=precision, compiled=compiled)
         version.use_staged(run)
-        took = f"{run.bytes:,} bytes, capturing and checking took {time.monotonic() - began:.1f} s"
-        message = f"version {number} runs {how} ({took}){''.join(f'; {reason}' for reason in reasons)}"
-        if run.most < most:
-            message += f"; batches of more than {run.most} rows run eagerly: graphs take at most {GRAPH_BYTES:,} bytes"
-        if reasons or compiled or precision != "fp32" or run.most < most:
-            tell(number, message)
-        else:
-            _log.info("%s", message)
-        return
-    tell(number, f"version {number} runs eagerly: {'; '.join(dict.fromkeys(reasons))}")
+        note = f"batches of more than {run.most} rows run eagerly: graphs take at most {GRAPH_BYTES:,} bytes"
+        return f"{run.bytes:,} bytes", note if run.most < most else ""
+
+    try_ways(version.number, [(*way, False) for way in ways], attempt, tell)
 
 
 def graph_tensors(
@@ -174,16 +153,16 @@ def graph_tensors(
     """The version's outputs by graphs for batches of up to `most` rows, or of as many as fit into `limit` bytes; each
     attempt on a machine of its own. Checked against the eager pass. Takes as long as capturing does, and compiling if
     that is asked for. Raises GraphError with the reason where it cannot run so, and what breaks the device as it is."""
-    with _why():
+    with graph_errors():
         padding = padding_of(version)
-        forward, copied = _pass(version, precision, compiled)
+        forward, lowered = _pass(version, precision, compiled)
         outputs = _kinds(version, padding)
         widths = [value[0].nbytes for value in padding.values()] + [_width(kind) for kind in outputs]
         fitting = most_within(limit, widths, most)
         while fitting:
             run = TensorGraphs(forward, padding, outputs, fitting, machine())
             if run.bytes <= limit:
-                run.bytes += copied
+                run.bytes += lowered
                 check(version, run.call, run.most, _tolerance(version, precision))
                 return run
             del run
@@ -191,41 +170,22 @@ def graph_tensors(
     raise GraphError(f"one row of it takes more than {limit:,} bytes of buffers and graphs")
 
 
-@contextlib.contextmanager
-def _why() -> Iterator[None]:
-    try:
-        yield
-    except GraphError:
-        raise
-    except Exception as error:
-        if is_fault(error):
-            raise
-        if is_out_of_memory(error):
-            let_go()
-            raise GraphError(f"there is no memory left for its graphs: {_first_line(error)}") from error
-        what = "" if isinstance(error, ModelError) else f"{type(error).__name__}: "
-        raise GraphError(f"it cannot be captured: {what}{_first_line(error)}") from error
-
-
 def _pass(version: TensorVersion, precision: str, compiled: bool) -> tuple[Forward, int]:
     """Inputs by name to outputs in their order; and the bytes of the weights' copy, where it works on one."""
     names = [name for name, _, _ in version.source.shape.inputs]
-    forward, copied = (version.run_eagerly, 0) if precision == "fp32" else _lowered(version, _LOWER[precision])
+    forward, lowered = (version.run_eagerly, 0) if precision == "fp32" else _lowered(version, LOWER[precision])
 
     def whole(*values: Tensor) -> list[Any]:
         return forward(*version.arguments(dict(zip(names, values, strict=True))))
 
-    # Sizes are unknown to the compiler: one for each bucket would be as many compilations.
-    made: Callable[..., list[Any]] = torch.compile(whole, dynamic=True, fullgraph=True) if compiled else whole
-    return lambda inputs: made(*inputs.values()), copied
+    made = compiled_pass(whole) if compiled else whole
+    return lambda inputs: made(*inputs.values()), lowered
 
 
 def _lowered(version: TensorVersion, dtype: torch.dtype) -> tuple[Callable[..., list[Any]], int]:
     """As `run_eagerly`, by a copy of the module in that dtype, and the copy's bytes. What it is given in float32 is
     lowered, and what it gives in that dtype is float32 again."""
-    lower = copy.deepcopy(version.module).to(dtype)
-    # A deep copy of a view holds a copy of all that it is a view of; adopted, it holds what it needs.
-    flat = Flat.adopt(lower)
+    lower, flat = copied(version.module, dtype)
     other = TensorVersion(
         version.number,
         version.weights,
@@ -265,7 +225,7 @@ def _tolerance(version: TensorVersion, precision: str) -> float:
     shape = version.source.shape
     weights = list(version.module.parameters())
     dtypes = {weight.dtype for weight in weights} | {DTYPES.get(d) for _, d, _ in (*shape.inputs, *shape.outputs)}
-    names = {precision} | {name for name, dtype in _LOWER.items() if dtype in dtypes}
+    names = {precision} | {name for name, dtype in LOWER.items() if dtype in dtypes}
     if version.device.type == "cuda" and torch.backends.cudnn.allow_tf32 and any(w.ndim > 2 for w in weights):
         names.add("fp16")
     return max(TOLERANCE[name] for name in names)
@@ -299,7 +259,3 @@ def _require(position: int, value: Any, kind: Kind, rows: int) -> None:
     if not isinstance(value, Tensor) or value.dtype != dtype or tuple(value.shape) != (rows, *dims):
         found = f"{value.dtype} {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
         raise GraphError(f"output {position + 1} is {found} for {rows} rows, expected {dtype} {[rows, *dims]}")
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or ["no reason was given"])[0][:300]
