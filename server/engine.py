@@ -33,7 +33,7 @@ import numpy as np
 from numpy.typing import NDArray
 from trimtab._native import Batch, BatchPolicy, Hub, QueuePolicy, Schema, Slab, TensorSchema, TensorSlab
 from trimtab.kernels.sketch import Sketch
-from trimtab.models.faults import is_fault, is_out_of_memory, let_go
+from trimtab.models.faults import first_line, is_fault, is_out_of_memory, let_go
 from trimtab.models.loading import Version, inputs_of, labels_of, outputs_of
 from trimtab.models.tensors import TensorVersion
 from trimtab.models.version import LoadedVersion
@@ -303,9 +303,9 @@ class Engine:
         what = f"{type(error).__name__}: {error}"
         if is_out_of_memory(error):
             text = f"model {self.name!r}: no memory left for a batch of {batch.slab.rows} rows; send fewer at a time"
-            return OutOfMemory(text), f"{text} ({_first_line(error)})"
+            return OutOfMemory(text), f"{text} ({first_line(error)})"
         if is_fault(error):
-            text = f"model {self.name!r}: the GPU is lost to this server, which restarts: {_first_line(error)}"
+            text = f"model {self.name!r}: the GPU is lost to this server, which restarts: {first_line(error)}"
             if self._on_fault is not None:
                 self._on_fault(text)
             return DeviceLost(text), text
@@ -327,10 +327,6 @@ class Engine:
             version.predict(slab, sketch, start, min(start + most, slab.rows)) for start in range(0, slab.rows, most)
         ]
         return np.concatenate(parts)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
 
 
 def batch_policy(batching: BatchingSettings, max_queue_bytes: int) -> BatchPolicy:

@@ -61,7 +61,7 @@ from trimtab.trainer.fit import (
 )
 from trimtab.trainer.pace import PACE
 from trimtab.trainer.resident import DeviceRows, Resident, rows_on
-from trimtab.trainer.sampling import draw
+from trimtab.trainer.sampling import rows_of_step
 
 __all__ = ["SLICE", "DeviceFit"]
 
@@ -133,18 +133,8 @@ class DeviceFit:
             rows = new.slice(done, stop) if resident is None else resident.slice(before + done, before + stop)
             ours[done:stop] = trainee.scorer.score(rows, stop - done)
             theirs[done:stop] = serving.score(rows, stop - done)
-            positions = np.concatenate(
-                [
-                    draw(
-                        np.random.default_rng([settings.seed, trainee.steps + step]),
-                        before + stop,
-                        settings.batch_size,
-                        settings.half_life_rows,
-                        settings.replay_fraction,
-                    )
-                    for step in range(settings.steps)
-                ]
-            )
+            steps = range(trainee.steps, trainee.steps + settings.steps)
+            positions = np.concatenate([rows_of_step(settings, step, before + stop) for step in steps])
             losses += trainee.take(positions, resident, lambda chosen: drawn(history, new, chosen))
             done = stop
         part = new.slice(0, done)

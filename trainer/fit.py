@@ -32,7 +32,7 @@ from trimtab.store.settings import RetrainSettings
 from trimtab.trainer.encode import EncodedRows, RowSource
 from trimtab.trainer.errors import TrainingFailed
 from trimtab.trainer.pace import PACE
-from trimtab.trainer.sampling import draw
+from trimtab.trainer.sampling import rows_of_step
 
 __all__ = [
     "MAX_GRADIENT",
@@ -251,14 +251,7 @@ def refresh(
             challenger[start:stop] = score(module, task, chunk)
             serving[start:stop] = score(live, task, chunk)
             for _ in range(settings.steps):
-                generator = np.random.default_rng([settings.seed, trainee.steps])
-                positions = draw(
-                    generator,
-                    len(history) + stop,
-                    settings.batch_size,
-                    settings.half_life_rows,
-                    settings.replay_fraction,
-                )
+                positions = rows_of_step(settings, trainee.steps, len(history) + stop)
                 losses.append(trainee.step(drawn(history, new, positions)))
         after = trainee.state(state.rows_trained + len(new))
     return RefreshResult(

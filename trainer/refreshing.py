@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from trimtab.models.architectures import Network
-from trimtab.models.faults import is_fault, is_out_of_memory, let_go
+from trimtab.models.faults import first_line, is_fault, is_out_of_memory, let_go
 from trimtab.models.tasks import Task
 from trimtab.store.settings import RetrainSettings
 from trimtab.trainer import fit
@@ -79,7 +79,10 @@ class Refresher:
         self.where = ""
         first: RefreshResult | None = None
         if self._wanted and len(new) and self._has_device(f"{key} {settings!r} {weight_decay}"):
-            first = self._tried(state, new, history, module, live, task, settings, weight_decay)
+            first = self._tried(
+                lambda fit: fit.refresh(state, new, history, module, live, task, settings, weight_decay=weight_decay),
+                len(new),
+            )
         done = 0 if first is None else len(first.time_us)
         if first is not None and done == len(new):
             return first
@@ -95,28 +98,18 @@ class Refresher:
         )
         return rest if first is None else _joined(first, rest, settings)
 
-    def _tried(
-        self,
-        state: ChallengerState,
-        new: EncodedRows,
-        history: RowSource,
-        module: Network,
-        live: Network | None,
-        task: Task,
-        settings: RetrainSettings,
-        weight_decay: float,
-    ) -> RefreshResult | None:
+    def _tried(self, refresh: Callable[[DeviceFit], RefreshResult], rows: int) -> RefreshResult | None:
         """What was done on the device; None where nothing of it is left."""
         assert self._fit is not None
         try:
-            result = self._fit.refresh(state, new, history, module, live, task, settings, weight_decay=weight_decay)
+            result = refresh(self._fit)
         except Exception as error:
             lost = is_fault(error)
             if not lost and not is_out_of_memory(error):
                 raise
-            told = f"{'the GPU is lost' if lost else 'no memory on the GPU'}; trains on the CPU: {_line(error)}"
+            told = f"{'the GPU is lost' if lost else 'no memory on the GPU'}; trains on the CPU: {first_line(error)}"
         else:
-            return self._taken(result, len(new))
+            return self._taken(result, rows)
         # Not above: the error holds the frames that it passed, and they hold what is on the GPU.
         self._drop(lost=lost)
         self._note(told)
@@ -140,7 +133,7 @@ class Refresher:
             try:
                 self._machine = self._make_machine()
             except RuntimeError as error:
-                self._note(f"the GPU cannot be used; trains on the CPU: {_line(error)}")
+                self._note(f"the GPU cannot be used; trains on the CPU: {first_line(error)}")
             else:
                 if self._machine is None:
                     self._note('[model.retrain] device is "cuda", and torch sees no GPU; trains on the CPU')
@@ -189,7 +182,3 @@ def _joined(first: RefreshResult, second: RefreshResult, settings: RetrainSettin
 
 def _gpu() -> TrainingMachine | None:
     return CudaTrainingMachine(torch.device("cuda")) if torch.cuda.is_available() else None
-
-
-def _line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

@@ -9,8 +9,16 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
+from trimtab.store.settings import RetrainSettings
 
-__all__ = ["draw"]
+__all__ = ["draw", "rows_of_step"]
+
+
+def rows_of_step(settings: RetrainSettings, step: int, rows: int) -> NDArray[np.int64]:
+    """int64 [batch_size] positions of the step of that number (from the moments' start on), of so many rows: the same
+    wherever it is taken, and whatever was drawn before."""
+    generator = np.random.default_rng([settings.seed, step])
+    return draw(generator, rows, settings.batch_size, settings.half_life_rows, settings.replay_fraction)
 
 
 def draw(generator: np.random.Generator, rows: int, batch: int, half_life: float, replay: float) -> NDArray[np.int64]:

@@ -22,6 +22,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from trimtab.models.faults import first_line
 from trimtab.store.errors import StoreError
 from trimtab.store.files import now_us
 from trimtab.store.live import LiveStore
@@ -200,7 +201,7 @@ class Tracker:
             except Exception as error:  # Whatever MLflow and its drivers raise.
                 self._mlflow = None
                 poll_at = max(poll_at, time.monotonic() + POLL_SECONDS)
-                self._finished(f"failing: {_first_line(error)}")
+                self._finished(f"failing: {first_line(error)}")
             else:
                 if drained:
                     self._finished("ok")
@@ -221,7 +222,7 @@ class Tracker:
         try:
             tell = self._meaning(message)
         except (KeyError, TypeError, ValueError) as error:
-            raise MessageRefused(f"it makes no sense ({_first_line(error)})") from error
+            raise MessageRefused(f"it makes no sense ({first_line(error)})") from error
         mlflow = self._connected()
         try:
             tell(mlflow)
@@ -230,7 +231,7 @@ class Tracker:
                 raise
             # Once may be something that was deleted in MLflow, which connecting anew makes again.
             if self._refused == message.sequence:
-                raise MessageRefused(_first_line(error)) from error
+                raise MessageRefused(first_line(error)) from error
             self._refused = message.sequence
             raise
 
@@ -272,7 +273,3 @@ class Tracker:
 
 def _say(what: object) -> None:
     print(f"trainer: mlflow: {what}", file=sys.stderr, flush=True)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
