@@ -27,7 +27,8 @@ from numpy.typing import NDArray
 from trimtab._native import ColumnTable, Slab
 from trimtab.kernels.cpu import CpuExecutor
 from trimtab.kernels.cuda_compile import Variant
-from trimtab.kernels.cuda_device import Copy, Device, Kernel, Launch, Memory
+from trimtab.kernels.cuda_device import Device, Kernel, Launch, Memory
+from trimtab.kernels.cuda_epochs import Epochs
 from trimtab.kernels.cuda_staging import ALIGNED, Stager, packed, packed_size
 from trimtab.kernels.cuda_tables import NARROW, WIDE, Compiled, Layout, Tables
 from trimtab.kernels.errors import ExecutorError
@@ -98,10 +99,7 @@ class CudaExecutor:
 
     def __init__(self, program: ColumnProgram, device: Device) -> None:
         self.program = program
-        self._compiled = Compiled.of(program)
-        refusal = self._compiled.refusal
-        if refusal is not None:
-            raise ExecutorError(f"the program cannot run on a GPU: {refusal}")
+        self._compiled = compiled_for(program)
         self._device = device
         self._stager = Stager(self._compiled)
         self._known: dict[tuple[Layout, bool], Tables] = {}
@@ -113,14 +111,10 @@ class CudaExecutor:
         self._on_host: CpuExecutor | None = None
         # The spec that was compared last and is the same: comparing takes longer than a small batch.
         self._same = program.sketch
-        # The part of a sketch's arrays that rows are counted in; the prediction's comes after it.
-        self._n_counts = program.sketch.offsets[-2]
-        self._empty = empty_epoch(self._n_counts, len(program.sketch.fields) * MOMENTS)
         # The epoch's number, then a ticket for each group.
         self._control = device.memory(4 * (1 + self._tables(NARROW, False).groups))
-        self._epochs = device.memory(2 * self._empty.nbytes)
+        self._epochs = Epochs(program.sketch, device, 2)
         device.copy_in(self._control, 0, np.zeros(self._control.nbytes // 4, np.uint32))
-        device.copy_in(self._epochs, 0, np.concatenate([self._empty, self._empty]))
 
     def prepare(self) -> None:
         """Compiles and loads now what batches of columns will need; raises ExecutorError where that fails. A matrix's
@@ -230,17 +224,17 @@ class CudaExecutor:
 
     def _launch_on(self, rows: DeviceRows, counted: bool) -> DeviceOutput:
         matrix, count = rows.matrix != 0, rows.rows
-        kernel, tables, words = self._kernel(self._layout(count), matrix, counted)
+        layout = layout_for(count, self._tables(WIDE, False), self._device.processors)
+        kernel, tables, words = self._kernel(layout, matrix, counted)
         chunk, blocks = chunks_of(count, tables, self._device.processors)
         n_features, n_ids, n_partials = self.program.n_features, self.program.n_ids, self._compiled.partials
         features = self._memory("features", 4 * count * self._pitch)
         ids = self._memory("ids", 8 * count * n_ids)
         partials = self._memory("partials", 8 * MOMENTS * blocks * n_partials)
-        counts, size = self._epochs.pointer, self._empty.nbytes // 8
         arguments = (
             *(words.pointer, tables.items, rows.columns, rows.matrix, rows.pitch),
             *(features.pointer, self._pitch, ids.pointer, n_ids),
-            *(counts, size, counts + 8 * self._n_counts, size, partials.pointer, n_partials),
+            *(*self._epochs.arguments, partials.pointer, n_partials),
             *(self._control.pointer, count, chunk, int(rows.aligned), 0),
         )
         kernel(Launch((blocks, tables.groups), tables.shared_bytes, arguments, WIDE_ARGUMENTS))
@@ -250,19 +244,10 @@ class CudaExecutor:
         )
 
     def _collect(self, sketch: Sketch) -> None:
-        closed, size = self._epoch, self._empty.nbytes
+        closed = self._epoch
         self._epoch = 1 - closed
         self._device.copy_in(self._control, 0, np.asarray([self._epoch], np.uint32))
-        found = np.empty_like(self._empty)
-        reads: list[Copy] = [(self._epochs, closed * size, found)]
-        self._device.aside(reads, [(self._epochs, closed * size, self._empty)])
-        add_epoch(sketch, found, self._n_counts)
-
-    def _layout(self, rows: int) -> Layout:
-        """Wide, unless that leaves processors without a block."""
-        tables = self._tables(WIDE, False)
-        _, blocks = chunks_of(rows, tables, self._device.processors)
-        return WIDE if blocks * tables.groups >= self._device.processors else NARROW
+        self._epochs.take(closed, sketch)
 
     def _tables(self, layout: Layout, matrix: bool) -> Tables:
         found = self._known.get((layout, matrix))
@@ -297,20 +282,18 @@ def chunks_of(rows: int, tables: Tables, processors: int) -> tuple[int, int]:
     return chunk, -(-rows // chunk)
 
 
-def empty_epoch(n_counts: int, n_moments: int) -> NDArray[np.uint64]:
-    """An epoch in which nothing was counted: counts uint64, then moments float64 as their bits."""
-    moments = np.tile([np.inf, -np.inf, 0.0, 0.0], n_moments // MOMENTS).astype(np.float64)
-    return np.concatenate([np.zeros(n_counts, np.uint64), moments.view(np.uint64)])
+def layout_for(rows: int, wide: Tables, processors: int) -> Layout:
+    """Wide, unless that leaves processors without a block. Pure."""
+    _, blocks = chunks_of(rows, wide, processors)
+    return WIDE if blocks * wide.groups >= processors else NARROW
 
 
-def add_epoch(sketch: Sketch, epoch: NDArray[np.uint64], n_counts: int) -> None:
-    """Adds an epoch's `n_counts` counts, and its moments, to a sketch of the program's spec."""
-    sketch.counts[:n_counts] += epoch[:n_counts]
-    theirs = epoch[n_counts:].view(np.float64).reshape(-1, MOMENTS)
-    mine = sketch.moments[: theirs.size].reshape(-1, MOMENTS)
-    np.minimum(mine[:, 0], theirs[:, 0], out=mine[:, 0])
-    np.maximum(mine[:, 1], theirs[:, 1], out=mine[:, 1])
-    mine[:, 2:] += theirs[:, 2:]
+def compiled_for(program: ColumnProgram) -> Compiled:
+    """The program for a GPU. Raises ExecutorError where it is not for one."""
+    compiled = Compiled.of(program)
+    if compiled.refusal is not None:
+        raise ExecutorError(f"the program cannot run on a GPU: {compiled.refusal}")
+    return compiled
 
 
 def _output(given: Any, shape: tuple[int, int], kind: type[np.generic], what: str) -> NDArray[Any]:

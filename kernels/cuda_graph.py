@@ -32,11 +32,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 from trimtab._native import Slab
-from trimtab.kernels.cuda import WIDE_ARGUMENTS, add_epoch, chunks_of, empty_epoch
+from trimtab.kernels.cuda import WIDE_ARGUMENTS, chunks_of, compiled_for, layout_for
 from trimtab.kernels.cuda_compile import Variant
-from trimtab.kernels.cuda_device import Copy, Device, Launch, Memory
+from trimtab.kernels.cuda_device import Device, Launch, Memory
+from trimtab.kernels.cuda_epochs import Epochs
 from trimtab.kernels.cuda_staging import ALIGNED, Stager
-from trimtab.kernels.cuda_tables import NARROW, WIDE, Compiled, Layout, Tables
+from trimtab.kernels.cuda_tables import NARROW, WIDE
 from trimtab.kernels.errors import ExecutorError
 from trimtab.kernels.program import ColumnProgram
 from trimtab.kernels.sketch import Sketch
@@ -66,21 +67,16 @@ class GraphColumns:
 
     def __init__(self, program: ColumnProgram, device: Device) -> None:
         self.program = program
-        self._compiled = Compiled.of(program)
-        refusal = self._compiled.refusal
-        if refusal is not None:
-            raise ExecutorError(f"the program cannot run on a GPU: {refusal}")
+        self._compiled = compiled_for(program)
         self._device = device
         self._stager = Stager(self._compiled)
         self.pitch = -(-program.n_features // 4) * 4
         """Floats from one row of features to the next."""
-        self._n_counts = program.sketch.offsets[-2]
-        self._empty = empty_epoch(self._n_counts, len(program.sketch.fields) * MOMENTS)
-        groups = max(self._compiled.tables(layout, False).groups for layout in (WIDE, NARROW))
+        self._wide = self._compiled.tables(WIDE, False)
+        groups = self._compiled.tables(NARROW, False).groups  # the most there are
         self._control = device.memory(4 * (1 + groups))
-        self._epochs = device.memory(_EPOCHS * self._empty.nbytes)
         device.copy_in(self._control, 0, np.zeros(1 + groups, np.uint32))
-        device.copy_in(self._epochs, 0, np.tile(self._empty, _EPOCHS))
+        self._epochs = Epochs(program.sketch, device, _EPOCHS)
         self._buckets: dict[int, _Bucket] = {}
         self._held: list[Memory] = []
         self._epoch = 0
@@ -100,7 +96,8 @@ class GraphColumns:
         """What launches on the current stream: of the staged buffer at that address, features float32 [rows, pitch] and
         ids int64 [rows, n_ids] to those addresses, and counts. Allocates here, and nothing when it is called."""
         bucket = self._bucket(rows)
-        layout, tables = self._layout(rows)
+        layout = layout_for(rows, self._wide, self._device.processors)
+        tables = self._wide if layout == WIDE else self._compiled.tables(layout, False)
         kernel = self._device.kernel(self._compiled.source, Variant(False, True, layout.vectors, staged=True))
         chunk, blocks = chunks_of(rows, tables, self._device.processors)
         words = self._given(tables.words)
@@ -108,14 +105,13 @@ class GraphColumns:
         addresses = self._given(np.asarray([*columns, *(staged + offset for offset in bucket.texts)], np.uint64))
         partials = self._device.memory(max(8 * MOMENTS * blocks * self._compiled.partials, ALIGNED))
         self._held.append(partials)
-        counts, size = self._epochs.pointer, self._empty.nbytes // 8
         launch = Launch(
             (blocks, tables.groups),
             tables.shared_bytes,
             (
                 *(words.pointer, tables.items, addresses.pointer, 0, 0),
                 *(features, self.pitch, ids, self.program.n_ids),
-                *(counts, size, counts + 8 * self._n_counts, size, partials.pointer, self._compiled.partials),
+                *(*self._epochs.arguments, partials.pointer, self._compiled.partials),
                 *(self._control.pointer, rows, chunk, 1, staged),
             ),
             WIDE_ARGUMENTS,
@@ -162,22 +158,10 @@ class GraphColumns:
         self._counted_for = sketch
 
     def _read(self, epoch: int, sketch: Sketch) -> None:
-        size = self._empty.nbytes
-        found = np.empty_like(self._empty)
-        reads: list[Copy] = [(self._epochs, epoch * size, found)]
         try:
-            self._device.aside(reads, [(self._epochs, epoch * size, self._empty)])
+            self._epochs.take(epoch, sketch)
         finally:
             self._reading.release()
-        add_epoch(sketch, found, self._n_counts)
-
-    def _layout(self, rows: int) -> tuple[Layout, Tables]:
-        """Wide, unless that leaves processors without a block."""
-        wide = self._compiled.tables(WIDE, False)
-        _, blocks = chunks_of(rows, wide, self._device.processors)
-        if blocks * wide.groups >= self._device.processors:
-            return WIDE, wide
-        return NARROW, self._compiled.tables(NARROW, False)
 
     def _given(self, values: NDArray[np.generic]) -> Memory:
         memory = self._device.memory(max(values.nbytes, ALIGNED))
