@@ -42,7 +42,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from trimtab.models.architectures import Network
-from trimtab.models.faults import is_fault, is_out_of_memory
+from trimtab.models.faults import first_line, is_fault, is_out_of_memory
 from trimtab.models.finite import all_finite
 from trimtab.models.tasks import Task
 from trimtab.store.settings import RetrainSettings
@@ -337,8 +337,7 @@ def captured(
     except Exception as error:
         if is_fault(error) or is_out_of_memory(error):
             raise
-        why = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-        note(f"{what} cannot be captured and runs eagerly on the GPU: {why}")
+        note(f"{what} cannot be captured and runs eagerly on the GPU: {first_line(error)}")
         return work
 
 

@@ -7,6 +7,8 @@ host, batch by batch. Holding only the newest would be easy, and would change wh
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -21,27 +23,19 @@ PIECE = 16_384
 """Rows that are encoded and uploaded at a time: some milliseconds of work, then the trainer may rest."""
 
 
+@dataclass(frozen=True)
 class DeviceRows:
     """Rows as tensors [n, …]: features f32 [n, F], ids i64 [n, C], labels [n], weights f32 [n]."""
 
-    def __init__(self, features: Tensor, ids: Tensor, labels: Tensor, weights: Tensor) -> None:
-        self.parts = (features, ids, labels, weights)
+    features: Tensor
+    ids: Tensor
+    labels: Tensor
+    weights: Tensor
 
     @property
-    def features(self) -> Tensor:
-        return self.parts[0]
-
-    @property
-    def ids(self) -> Tensor:
-        return self.parts[1]
-
-    @property
-    def labels(self) -> Tensor:
-        return self.parts[2]
-
-    @property
-    def weights(self) -> Tensor:
-        return self.parts[3]
+    def parts(self) -> tuple[Tensor, ...]:
+        """All four, in this order."""
+        return self.features, self.ids, self.labels, self.weights
 
     def slice(self, start: int, stop: int) -> DeviceRows:
         """Rows [start, stop), as views."""
