@@ -36,6 +36,8 @@ class Network(nn.Module):
     """What both architectures share: the table of embeddings, and a size."""
 
     offsets: Tensor
+    code = ""
+    """sha256 in hex of the file that it comes from, where that is the user's."""
 
     def __init__(self, features: int, id_sizes: tuple[int, ...], dimension: int, generator: torch.Generator) -> None:
         super().__init__()
@@ -192,6 +194,7 @@ class Own(Network):
         nn.Module.__init__(self)
         self.n_features, self.n_ids = shape.features, len(shape.categories)
         self.width = shape.outputs
+        self.code = definition.code
         self.net = definition.build(shape, seed)
         self._generator: torch.Generator | None = None
         if definition.parameters_to_tune is not None:
@@ -230,7 +233,8 @@ def build(config: Mapping[str, Any], program: ColumnProgram, task: Task) -> Netw
     kind = config.get("kind")
     if kind == "entry":
         name = str(config.get("entry", ""))
-        definition = Definition.of(name, allowed(name).load(), "columns")
+        found, code = allowed(name).read()
+        definition = Definition.of(name, found, "columns", code)
         shape_of = ColumnShape(program.n_features, program.id_sizes, task.width, task.kind, task.classes)
         return Own(definition, shape_of, _integer(config, "seed", 0, 0, 1 << 63))
     generator = torch.Generator().manual_seed(_integer(config, "seed", 0, 0, 1 << 63))

@@ -5,7 +5,6 @@ either way, in the precision that was asked for.
 from __future__ import annotations
 
 import contextlib
-import copy
 import hashlib
 import json
 import logging
@@ -17,7 +16,7 @@ from typing import Any, ParamSpec, TypeVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 from trimtab._native import Slab
 from trimtab.kernels.cuda_graph import GraphColumns
 from trimtab.kernels.device import Executor
@@ -30,68 +29,27 @@ from trimtab.models.faults import first_line, is_fault, is_out_of_memory, let_go
 from trimtab.models.flat import Flat
 from trimtab.models.graphs import GraphedRun, HostColumns, Intake
 from trimtab.models.machine import Machine
+from trimtab.models.sharing import LOWER, GraphError, GraphWeights, VersionGraphs, copied, share
 from trimtab.models.staging import bucket_for, bucket_sizes
 from trimtab.models.version import LoadedVersion
 
-__all__ = [
-    "LOWER",
-    "SHARED_BYTES",
-    "TOLERANCE",
-    "Columns",
-    "GraphError",
-    "Known",
-    "VersionRun",
-    "compiled_pass",
-    "copied",
-    "graph_errors",
-    "graph_version",
-    "try_ways",
-]
+__all__ = ["TOLERANCE", "Columns", "Known", "VersionRun", "compiled_pass", "graph_errors", "graph_version", "try_ways"]
 
 _log = logging.getLogger(__name__)
 TOLERANCE = {"fp32": 1e-4, "fp16": 4e-3, "bf16": 3e-2}
 """How far a prediction may be from the eager one in fp32, absolutely (in units of the target's scale) plus relatively:
 fp32 sums in another order; the others some eight roundings of the dtype's own (2^-11, 2^-8)."""
-SHARED_BYTES = 2 << 30
-"""Of weights: beyond, a copy between two batches is a pause of more than a millisecond or two."""
-LOWER = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
 P = ParamSpec("P")
 T = TypeVar("T")
-Module = TypeVar("Module", bound=nn.Module)
 Columns = Callable[[ColumnProgram], GraphColumns | str]
 """A program's columns for captured batches, or why they cannot run on the device."""
 Known = MutableMapping[str, GraphedRun]
 """Graphs by the shape of what they run. One that does not keep them (WeakValueDictionary): the versions do."""
 
 
-class GraphError(ModelError):
-    """A version cannot run by graphs; the message says why."""
-
-
-@dataclass(frozen=True)
-class VersionRun:
+class VersionRun(VersionGraphs[GraphedRun]):
     """One version's predictions by graphs, its own or shared ones."""
-
-    graphs: GraphedRun
-    weights: Flat | None
-    """Copied over the graphs' where those are another version's; None: the graphs read the version's own."""
-    lowered: int
-    """Bytes on the device of its weights in a lower precision."""
-
-    @property
-    def bytes(self) -> int:
-        """On the device, without what is shared and the version's weights in fp32."""
-        return self.lowered + (self.graphs.bytes if self.shared is None else 0)
-
-    @property
-    def shared(self) -> GraphedRun | None:
-        """The graphs, where other versions may run by them, too."""
-        return None if self.weights is None else self.graphs
-
-    def holds(self, n: int) -> bool:
-        """Whether there is a graph for so many rows."""
-        return self.graphs.holds(n)
 
     def bucket(self, n: int) -> int:
         """Rows of the graph that runs n rows."""
@@ -162,15 +120,6 @@ def compiled_pass(whole: Callable[P, T]) -> Callable[P, T]:
     return made
 
 
-def copied(module: Module, dtype: torch.dtype | None) -> tuple[Module, Flat]:
-    """A copy of the network, its weights in that dtype and in one buffer. Raises FlatError."""
-    other = copy.deepcopy(module)
-    if dtype is not None:
-        other = other.to(dtype)
-    # A deep copy of a view holds a copy of all that it is a view of; adopted, it holds what it needs.
-    return other, Flat.adopt(other)
-
-
 def try_ways(
     number: int,
     ways: Iterable[tuple[str, bool, bool]],
@@ -218,7 +167,8 @@ class _Asked:
         # A seed is where the weights came from, no part of what is computed.
         architecture = {key: value for key, value in manifest.architecture.items() if key != "seed"}
         way = [self.most, self.precision, self.compiled, self.columns is not None]
-        parts: list[Any] = [weights.layout.hash, architecture, program.hash, program.sketch.hash, way]
+        what = [architecture, self.version.module.code, program.hash, program.sketch.hash]
+        parts: list[Any] = [weights.layout.hash, *what, way]
         return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
 
     def intake(self) -> Intake:
@@ -234,32 +184,17 @@ class _Asked:
 
 def _shared(asked: _Asked, known: Known) -> VersionRun | None:
     """By graphs that other versions may run by, too; None where that is not possible."""
-    version, precision = asked.version, asked.precision
-    if version.flat is None or version.flat.layout.size > SHARED_BYTES:
-        return None
-    weights, lowered = version.flat, 0
-    if precision != "fp32":
-        _, weights = copied(version.module, LOWER[precision])
-        lowered = weights.layout.size
-    shape = asked.shape(weights)
-    graphs = known.get(shape)
-    if graphs is None:
-        try:
-            module, mine = copied(version.module, LOWER.get(precision))
-        except Exception as error:
-            if is_fault(error):
-                raise
-            return None  # a network that cannot be copied can still be captured as it is
-        graphs = _captured(asked, module, weights=mine, resident=weights)
-    run = VersionRun(graphs, weights, lowered)
-    try:
-        _check(version, run, TOLERANCE[precision])
-    except GraphError:
-        if shape not in known:
-            raise  # graphs of its own would say the same
-        return None
-    known[shape] = graphs
-    return run
+    version = asked.version
+    return share(
+        known,
+        version.module,
+        version.flat,
+        asked.precision,
+        shape=asked.shape,
+        capture=lambda module, weights: _captured(asked, module, weights),
+        run=VersionRun,
+        check=lambda run: _check(version, run, TOLERANCE[asked.precision]),
+    )
 
 
 def _own(asked: _Asked) -> VersionRun:
@@ -271,9 +206,7 @@ def _own(asked: _Asked) -> VersionRun:
     return VersionRun(_captured(asked, module), None, lowered)
 
 
-def _captured(
-    asked: _Asked, module: Network, *, weights: Flat | None = None, resident: Flat | None = None
-) -> GraphedRun:
+def _captured(asked: _Asked, module: Network, weights: GraphWeights | None = None) -> GraphedRun:
     task = asked.version.task
     forward, predict = _between_fp32(module.forward_of(), asked.precision), task.predict
 
@@ -281,8 +214,7 @@ def _captured(
         return predict(forward(features, ids))
 
     made: Forward = compiled_pass(whole) if asked.compiled else whole
-    intake = asked.intake()
-    return GraphedRun(made, intake, task.width, asked.most, asked.machine, weights=weights, resident=resident)
+    return GraphedRun(made, asked.intake(), task.width, asked.most, asked.machine, weights)
 
 
 def _between_fp32(forward: Forward, precision: str) -> Forward:

@@ -29,7 +29,7 @@ from typing import Any
 from trimtab.models.errors import CodeError
 from trimtab.store.project import Project
 
-__all__ = ["Entry", "allow", "allow_project", "allowed", "checked_bytes", "checked_path", "load_entry"]
+__all__ = ["Entry", "allow", "allow_project", "allowed", "checked_bytes", "checked_path", "load_entry", "read_entry"]
 
 _lock = threading.Lock()
 _allowed: dict[str, Entry] = {}
@@ -42,9 +42,9 @@ class Entry:
     directory: Path
     name: str
 
-    def load(self) -> Any:
-        """The class or function. Raises CodeError."""
-        return load_entry(self.directory, self.name)
+    def read(self) -> tuple[Any, str]:
+        """See read_entry."""
+        return read_entry(self.directory, self.name)
 
 
 def allow(directory: Path, entries: list[str]) -> None:
@@ -101,16 +101,21 @@ def checked_bytes(directory: Path, relative: str, sha256: str) -> bytes:
 
 def load_entry(directory: Path, entry: str) -> Callable[..., Any]:
     """The class or function that `module:name` names. Raises CodeError, also where importing it raises."""
+    return read_entry(directory, entry)[0]
+
+
+def read_entry(directory: Path, entry: str) -> tuple[Callable[..., Any], str]:
+    """As load_entry, and the sha256 in hex of the source that was executed."""
     module_name, _, name = entry.partition(":")
     path = _module_path(directory, module_name)
-    module = _execute(directory, module_name, path)
+    module, source = _execute(directory, module_name, path)
     found = getattr(module, name, None)
     if found is None:
         known = ", ".join(sorted(item for item in vars(module) if not item.startswith("_"))[:12])
         raise CodeError(f"entry {entry!r}: {path.name} has no {name!r}; it has {known or 'nothing'}")
     if not callable(found):
         raise CodeError(f"entry {entry!r}: expected a class or a function, found {type(found).__name__}")
-    return found  # type: ignore[no-any-return]
+    return found, hashlib.sha256(source).hexdigest()
 
 
 def _module_path(directory: Path, module: str) -> Path:
@@ -121,7 +126,8 @@ def _module_path(directory: Path, module: str) -> Path:
     raise CodeError(f"module {module!r} not found: no {plain}.py in {directory}")
 
 
-def _execute(directory: Path, name: str, path: Path) -> ModuleType:
+def _execute(directory: Path, name: str, path: Path) -> tuple[ModuleType, bytes]:
+    """The module, and its source."""
     with _lock:
         known = sys.modules.get(name)
         foreign = known is not None and getattr(known, "__file__", None) != str(path)
@@ -139,7 +145,8 @@ def _execute(directory: Path, name: str, path: Path) -> ModuleType:
             module.__dict__["__trimtab_entry__"] = True
             sys.modules[name] = module
             # Not by its loader, which may take bytecode for the source.
-            exec(compile(path.read_bytes(), str(path), "exec"), module.__dict__)
+            source = path.read_bytes()
+            exec(compile(source, str(path), "exec"), module.__dict__)
         except BaseException as error:
             if known is None:
                 sys.modules.pop(name, None)
@@ -148,7 +155,7 @@ def _execute(directory: Path, name: str, path: Path) -> ModuleType:
             if not isinstance(error, Exception | SystemExit):
                 raise
             raise CodeError(f"{path.name} cannot be imported: {type(error).__name__}: {error}") from error
-        return module
+        return module, source
 
 
 def _check_owner(path: Path) -> None:

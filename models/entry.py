@@ -66,12 +66,14 @@ class Definition:
     predict: Callable[[Any], Any] | None = None
     example: Callable[[int], Mapping[str, Any]] | None = None
     parameters_to_tune: Callable[[nn.Module], Any] | None = None
+    code: str = ""
+    """sha256 in hex of the file that it comes from."""
 
     @classmethod
-    def of(cls, name: str, found: Any, kind: str) -> Definition:
+    def of(cls, name: str, found: Any, kind: str, code: str = "") -> Definition:
         """The definition in what the entry names; `kind`: "columns" or "tensors". Raises CodeError."""
         if not inspect.isclass(found) or (issubclass(found, nn.Module) and not hasattr(found, "build")):
-            return cls(name, found)
+            return cls(name, found, code=code)
         try:
             made = found()
         except Exception as error:
@@ -83,7 +85,7 @@ class Definition:
         if useless:
             what = "columns ([[model.feature]])" if kind == "columns" else "tensors ([[model.input]])"
             raise CodeError(f"entry {name!r}: {', '.join(useless)}: not used for a model of {what}; take it out")
-        return cls(name, build, **{hook: getattr(made, hook, None) for hook in _HOOKS[kind]})
+        return cls(name, build, code=code, **{hook: getattr(made, hook, None) for hook in _HOOKS[kind]})
 
     def build(self, shape: ColumnShape | TensorShape, seed: int) -> nn.Module:
         """The module, on the CPU, with the initial weights that the seed gives. Raises CodeError."""

@@ -12,7 +12,7 @@ raw columns are copied, and the graph begins with one kernel that makes features
 rows there are, and where they count, is in the buffer's header. Counts are on the device then until `settle`. What a
 prediction is, the host counts in either case: answers come to it anyway, and 64 of them take a microsecond.
 
-Swaps. Versions of one shape (names, shapes and strides of weights, program, architecture, task; capturing.py) share one
+Swaps. Versions of one shape (names, shapes and strides of weights, program, architecture, task; sharing.py) share one
 set of graphs. The graphs' weights are a buffer of their own, and each version keeps its weights in a second one on the
 device. A batch of another version than the batch before copies that version's over first, on the stream that computes,
 between two replays: no answer is of two versions, whoever asks for which, and a swap or a rollback costs the next batch
@@ -47,7 +47,6 @@ tolerance.
 from __future__ import annotations
 
 import threading
-import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -62,6 +61,7 @@ from trimtab.models.architectures import Forward
 from trimtab.models.compiling import example_of
 from trimtab.models.flat import Flat
 from trimtab.models.machine import Machine, Work
+from trimtab.models.sharing import GraphWeights
 from trimtab.models.staging import Bucket, bucket_for, bucket_sizes
 
 if TYPE_CHECKING:
@@ -131,19 +131,16 @@ class GraphedRun:
         outputs: int,
         most: int,
         machine: Machine,
-        *,
-        weights: Flat | None = None,
-        resident: Flat | None = None,
+        weights: GraphWeights | None = None,
     ) -> None:
         """`forward`: predictions f32[n, outputs] of features f32[n, F] and ids i64[n, C] on the machine's device, by
-        `weights` if they are to be replaced by those of other versions; they are a copy of `resident` now. For batches
-        of up to `most` rows. Raises whatever `forward` or capturing raises."""
+        `weights` if they are to be replaced by those of other versions. For batches of up to `most` rows. Raises
+        whatever `forward` or capturing raises."""
         self.most = most
         self.intake = intake
         self._machine = machine
         self._lock = threading.Lock()
         self._weights = weights
-        self._resident = _weak(resident)
         sizes = bucket_sizes(most)
         self._sizes = {rows: intake.size(rows) for rows in sizes}
         whole = max(self._sizes.values())
@@ -156,9 +153,7 @@ class GraphedRun:
             replays, pool = machine.capture([self._work(forward, rows) for rows in sizes])
         self._replays = dict(zip(sizes, replays, strict=True))
         self._slots = {rows: intake.slot(self._host_in, rows) for rows in sizes}
-        self.renewals = 0
-        """How often weights were copied over those of the batch before."""
-        copied = 0 if weights is None else weights.layout.size
+        copied = 0 if weights is None else weights.flat.layout.size
         self.bytes = whole + most * outputs * 4 + intake.bytes + pool + copied
         """On the device: static buffers, the graphs' pool, and weights of its own."""
 
@@ -177,35 +172,25 @@ class GraphedRun:
             slot = self._slots[rows]
             write(*slot.open(n))
             slot.close(n)
+            replay = self._replays[rows]
+            if self._weights is not None:
+                replay = self._weights.renewed(weights, replay)
             given = [(self._inputs[: self._sizes[rows]], self._host_in[: self._sizes[rows]])]
-            self._machine.serve(
-                given, self._renewed(weights, self._replays[rows]), [(self._host_out[:n], self._outputs[:n])]
-            )
+            self._machine.serve(given, replay, [(self._host_out[:n], self._outputs[:n])])
             # A copy: the next batch overwrites it, and the rows of this one are still to be kept.
             predictions: NDArray[np.float32] = self._host_out[:n].numpy().copy()
             return predictions
+
+    @property
+    def renewals(self) -> int:
+        """How often weights were copied over those of the batch before."""
+        return 0 if self._weights is None else self._weights.renewals
 
     def settle(self) -> None:
         """Brings what was counted on the device into its sketch."""
         with self._lock:
             collect = self.intake.close()
         collect()
-
-    def _renewed(self, weights: Flat | None, replay: Work) -> Work:
-        """The replay, after a copy of the weights where others are there."""
-        mine = self._weights
-        if mine is None or weights is None or weights is self._resident():
-            return replay
-
-        def renewed() -> None:
-            # Until the copy is done the graphs' weights are nobody's.
-            self._resident = _weak(None)
-            mine.copy_from(weights, non_blocking=True)
-            self._resident = _weak(weights)
-            self.renewals += 1
-            replay()
-
-        return renewed
 
     def _work(self, forward: Forward, rows: int) -> Work:
         inputs = self.intake.inputs(self._inputs, rows)
@@ -280,8 +265,3 @@ def _parts(data: Tensor, bucket: Bucket) -> tuple[Tensor, Tensor, Tensor]:
     features = data[bucket.features_at : bucket.features_at + bucket.rows * bucket.features * 4].view(torch.float32)
     ids = data[bucket.ids_at : bucket.size].view(torch.int64)
     return header, features.view(bucket.rows, bucket.features), ids.view(bucket.rows, bucket.ids)
-
-
-def _weak(flat: Flat | None) -> Callable[[], Flat | None]:
-    """The buffer while it lives: what is let go elsewhere is not to be kept on the device here."""
-    return (lambda: None) if flat is None else weakref.ref(flat)

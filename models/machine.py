@@ -10,7 +10,7 @@ import gc
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from functools import cache
+from functools import cache, partial
 from typing import Any, Protocol
 
 import torch
@@ -43,8 +43,8 @@ class Machine(Protocol):
         ...
 
     def capture(self, works: Sequence[Work]) -> tuple[list[Work], int]:
-        """Runs each work to warm it, then captures it, in this order and into one pool. What replays each, and the
-        bytes of the pool. Raises whatever a work raises, or capturing does."""
+        """Runs each work to warm it, then captures it, in this order and into one pool. What replays each, and keeps
+        the work with it; and the bytes of the pool. Raises whatever a work raises, or capturing does."""
         ...
 
     def serve(self, given: Copies, replay: Work, taken: Copies) -> None:
@@ -113,8 +113,8 @@ class CudaMachine:
 
 def capture_graph(work: Work, device: torch.device, pool: Any, generator: torch.Generator | None = None) -> Work:
     """Captures a work that was warmed on the current stream, into the pool (torch.cuda.graph_pool_handle): what replays
-    it. The generator is the one that it draws from. Raises whatever the work raises, or capturing does; the stream and
-    torch's allocator are in order then."""
+    it, and keeps the work. The generator is the one that it draws from. Raises whatever the work raises, or capturing
+    does; the stream and torch's allocator are in order then."""
     graph = torch.cuda.CUDAGraph()
     if generator is not None:
         graph.register_generator_state(generator)
@@ -128,7 +128,13 @@ def capture_graph(work: Work, device: torch.device, pool: Any, generator: torch.
         except BaseException:
             _abandon(graph, device, pool)
             raise
-    return graph.replay
+    return partial(_replay, graph, work)
+
+
+def _replay(graph: torch.cuda.CUDAGraph, _: Work) -> None:
+    # A graph has addresses: what it reads lives as long as the work that refers to it, such as weights in a lower
+    # precision, which nobody else has.
+    graph.replay()
 
 
 def _abandon(graph: torch.cuda.CUDAGraph, device: torch.device, pool: Any) -> None:

@@ -45,7 +45,7 @@ from trimtab.models.compiling import example_of
 from trimtab.models.errors import ModelError
 from trimtab.models.loading import Loader, Version
 from trimtab.models.machine import CudaMachine, Machine
-from trimtab.models.tensor_graphs import use_graphs
+from trimtab.models.tensor_graphs import KnownTensors, use_graphs
 from trimtab.models.tensors import TensorVersion
 from trimtab.models.version import LoadedVersion
 from trimtab.store.files import sha256_file
@@ -137,14 +137,16 @@ def ways(run: str, precision: str, columns: str = "cpu") -> list[tuple[str, bool
 
 def _on_gpu(load: Loader, settings: ModelSettings, most: int, tell: Callable[[int, str], None]) -> Loader:
     # Graphs live as long as a version that runs by them.
-    known: Known | None = WeakValueDictionary() if settings.graphs == "shared" else None
+    sharing = settings.graphs == "shared"
+    known: Known | None = WeakValueDictionary() if sharing else None
+    of_tensors: KnownTensors | None = WeakValueDictionary() if sharing else None
 
     def graphed(number: int) -> Version:
         version = load(number)
         if isinstance(version, TensorVersion):
             place = version.device
             tries = [(precision, compiled) for precision, compiled, _ in ways(settings.run, settings.precision)]
-            use_graphs(version, most, lambda: _machine(place), tries, tell)
+            use_graphs(version, most, lambda: _machine(place), tries, tell, of_tensors)
             return version
 
         def attempt(precision: str, compiled: bool, with_columns: bool) -> tuple[str, str]:

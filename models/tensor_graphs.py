@@ -16,6 +16,10 @@ same reason whole numbers are not made up at random: checked are the rows of `ex
 and truth values beside zeros. If those leave every row like the padding, nothing would show whether rows depend on one
 another, so that such a version runs eagerly until its entry has an `example` whose rows differ.
 
+Swaps are as graphs.py has them: versions of one shape (inputs and outputs, code, names, shapes and strides of weights)
+share a set, of a copy of the module, and a batch of another version copies its weights over first. `preprocess` and
+`predict` in it are those of the version that it was captured for; the file that they come from is the same.
+
 A bound on memory. A graph saves launches, which are nothing beside the arithmetic of a large batch of images; but its
 buffers and its pool stay allocated, and no other version can use them. So the buckets of a version take at most
 GRAPH_BYTES; larger batches run eagerly, in memory that is everybody's. Before capturing only the buffers are known;
@@ -28,20 +32,25 @@ buffer by a new tensor at every call would go on from the one that was captured.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
-from trimtab.models.capturing import LOWER, TOLERANCE, GraphError, compiled_pass, copied, graph_errors, try_ways
+from torch import Tensor, nn
+from trimtab.models.capturing import TOLERANCE, compiled_pass, graph_errors, try_ways
+from trimtab.models.flat import Flat
 from trimtab.models.machine import Machine, Work
+from trimtab.models.sharing import LOWER, GraphError, GraphWeights, VersionGraphs, copied, share
 from trimtab.models.staging import bucket_for, bucket_sizes, most_within, offsets
 from trimtab.models.tensor_trials import check, padding_of
 from trimtab.models.tensors import DTYPES, TensorVersion
 
-__all__ = ["GRAPH_BYTES", "TensorGraphs", "graph_tensors", "use_graphs"]
+__all__ = ["GRAPH_BYTES", "KnownTensors", "TensorGraphs", "VersionTensors", "graph_tensors", "use_graphs"]
 
 GRAPH_BYTES = 256 << 20
 
@@ -60,13 +69,16 @@ class TensorGraphs:
         outputs: Sequence[Kind],
         most: int,
         machine: Machine,
+        weights: GraphWeights | None = None,
     ) -> None:
-        """`forward`: outputs, in their order, of inputs by name on the machine's device; `padding`: one row of each
-        input; `outputs`: what is expected of each. For batches of up to `most` rows. Raises GraphError where an output
-        is something else, and whatever `forward` or capturing raises."""
+        """`forward`: outputs, in their order, of inputs by name on the machine's device, by `weights` if they are to be
+        replaced by those of other versions; `padding`: one row of each input; `outputs`: what is expected of each. For
+        batches of up to `most` rows. Raises GraphError where an output is something else, and whatever `forward` or
+        capturing raises."""
         self.most = most
         self._machine = machine
         self._lock = threading.Lock()
+        self._weights = weights
         self._padding = dict(padding)
         kinds = [(value.dtype, tuple(value.shape[1:])) for value in padding.values()]
         self._host_in, self._inputs, size_in = self._buffers(kinds)
@@ -78,8 +90,10 @@ class TensorGraphs:
         with torch.inference_mode():
             replays, pool = machine.capture([self._work(forward, outputs, rows) for rows in sizes])
         self._replays = dict(zip(sizes, replays, strict=True))
-        self.bytes = size_in + size_out + pool
-        """On the device: static buffers and the graphs' pool; `graph_tensors` adds a copy of the weights."""
+        self.taken = size_in + size_out + pool
+        """Bytes on the device of static buffers and the graphs' pool."""
+        self.bytes = self.taken + (0 if weights is None else weights.flat.layout.size)
+        """On the device, with weights of its own."""
 
     def _buffers(self, kinds: Sequence[Kind]) -> tuple[list[Tensor], list[Tensor], int]:
         """Parts of a buffer on the host, of one on the device, and the size of either."""
@@ -105,9 +119,15 @@ class TensorGraphs:
         """Whether there is a graph for so many rows."""
         return 1 <= n <= self.most
 
-    def call(self, inputs: Mapping[str, Tensor], rows: int) -> list[Tensor]:
-        """The outputs, in their order, of n rows of inputs in the host's memory; the caller's own. Raises ValueError
-        where there is no graph for so many."""
+    @property
+    def renewals(self) -> int:
+        """How often weights were copied over those of the batch before."""
+        return 0 if self._weights is None else self._weights.renewals
+
+    def call(self, inputs: Mapping[str, Tensor], rows: int, weights: Flat | None = None) -> list[Tensor]:
+        """The outputs, in their order, of n rows of inputs in the host's memory, by these weights or those that are
+        there; the caller's own. Raises ValueError where there is no graph for so many, FlatError for weights of another
+        layout."""
         bucket = bucket_for(rows, self.most)
         with self._lock:
             for part, (name, padding) in zip(self._host_in, self._padding.items(), strict=True):
@@ -116,9 +136,24 @@ class TensorGraphs:
                     part[rows:bucket].copy_(padding.expand_as(part[rows:bucket]))
             given = [(at[:bucket], part[:bucket]) for at, part in zip(self._inputs, self._host_in, strict=True)]
             taken = [(part[:rows], at[:rows]) for part, at in zip(self._host_out, self._outputs, strict=True)]
-            self._machine.serve(given, self._replays[bucket], taken)
+            replay = self._replays[bucket]
+            if self._weights is not None:
+                replay = self._weights.renewed(weights, replay)
+            self._machine.serve(given, replay, taken)
             # A copy: the next batch overwrites it, and this one's rows are still to be encoded.
             return [part.clone() for part, _ in taken]
+
+
+KnownTensors = MutableMapping[str, TensorGraphs]
+"""Graphs by the shape of what they run. One that does not keep them (WeakValueDictionary): the versions do."""
+
+
+class VersionTensors(VersionGraphs[TensorGraphs]):
+    """One version's outputs by graphs, its own or shared ones."""
+
+    def call(self, inputs: Mapping[str, Tensor], rows: int) -> list[Tensor]:
+        """See TensorGraphs."""
+        return self.graphs.call(inputs, rows, self.weights)
 
 
 def use_graphs(
@@ -127,16 +162,18 @@ def use_graphs(
     machine: Callable[[], Machine],
     ways: Sequence[tuple[str, bool]],
     tell: Callable[[int, str], None],
+    known: KnownTensors | None = None,
 ) -> None:
-    """Has the version run by graphs made in the first of the ways (precision, whether compiled) that works, on a
-    machine of its own; eagerly where none does. `tell` hears what is not as it was asked for. Raises what breaks the
-    device."""
+    """Has the version run by graphs in the first of the ways (precision, whether compiled) that works, on a machine of
+    its own; eagerly where none does. `tell` hears what is not as it was asked for. Raises what breaks the device."""
 
     def attempt(precision: str, compiled: bool, _: bool) -> tuple[str, str]:
-        run = graph_tensors(version, most, machine, precision=precision, compiled=compiled)
+        run = graph_tensors(version, most, machine, precision=precision, compiled=compiled, known=known)
         version.use_staged(run)
-        note = f"batches of more than {run.most} rows run eagerly: graphs take at most {GRAPH_BYTES:,} bytes"
-        return f"{run.bytes:,} bytes", note if run.most < most else ""
+        held = run.graphs.most
+        note = f"batches of more than {held} rows run eagerly: graphs take at most {GRAPH_BYTES:,} bytes"
+        taken = f"{run.graphs.bytes:,} bytes, {'its own' if run.shared is None else 'shared'}"
+        return taken, note if held < most else ""
 
     try_ways(version.number, [(*way, False) for way in ways], attempt, tell)
 
@@ -149,53 +186,102 @@ def graph_tensors(
     precision: str = "fp32",
     compiled: bool = False,
     limit: int = GRAPH_BYTES,
-) -> TensorGraphs:
-    """The version's outputs by graphs for batches of up to `most` rows, or of as many as fit into `limit` bytes; each
-    attempt on a machine of its own. Checked against the eager pass. Takes as long as capturing does, and compiling if
-    that is asked for. Raises GraphError with the reason where it cannot run so, and what breaks the device as it is."""
+    known: KnownTensors | None = None,
+) -> VersionTensors:
+    """The version's outputs by graphs for batches of up to `most` rows, or of as many as fit into `limit` bytes,
+    checked against the eager pass; each attempt on a machine of its own. With `known`, by the graphs of its shape that
+    are there, or by new ones that are added. Takes as long as capturing does, and compiling if that is asked for.
+    Raises GraphError with the reason where it cannot run so, and what breaks the device as it is."""
+    asked = _Asked(version, most, machine, precision, compiled, limit)
     with graph_errors():
-        padding = padding_of(version)
-        forward, lowered = _pass(version, precision, compiled)
-        outputs = _kinds(version, padding)
-        widths = [value[0].nbytes for value in padding.values()] + [_width(kind) for kind in outputs]
-        fitting = most_within(limit, widths, most)
-        while fitting:
-            run = TensorGraphs(forward, padding, outputs, fitting, machine())
-            if run.bytes <= limit:
-                run.bytes += lowered
-                check(version, run.call, run.most, _tolerance(version, precision))
-                return run
-            del run
-            fitting = most_within(limit, widths, fitting // 2) if fitting > 1 else 0
-    raise GraphError(f"one row of it takes more than {limit:,} bytes of buffers and graphs")
+        run = None if known is None else _shared(asked, known)
+        if run is None:
+            run = _own(asked)
+            _check(asked, run)
+        return run
 
 
-def _pass(version: TensorVersion, precision: str, compiled: bool) -> tuple[Forward, int]:
-    """Inputs by name to outputs in their order; and the bytes of the weights' copy, where it works on one."""
+@dataclass(frozen=True)
+class _Asked:
+    """Arguments of `graph_tensors`."""
+
+    version: TensorVersion
+    most: int
+    machine: Callable[[], Machine]
+    precision: str
+    compiled: bool
+    limit: int
+
+    def shape(self, weights: Flat) -> str:
+        """Equal for versions that differ in their weights alone (sha256, hex): what one set of graphs may be for."""
+        source, code = self.version.source, self.version.definition.code
+        what = [source.architecture, source.entry, source.program, code, source.seed]
+        way = [self.most, self.precision, self.compiled, self.limit]
+        return hashlib.sha256(json.dumps([weights.layout.hash, what, way], sort_keys=True).encode()).hexdigest()
+
+
+def _shared(asked: _Asked, known: KnownTensors) -> VersionTensors | None:
+    """By graphs that other versions may run by, too; None where that is not possible."""
+    version = asked.version
+    return share(
+        known,
+        version.module,
+        version.flat,
+        asked.precision,
+        shape=asked.shape,
+        capture=lambda module, weights: _captured(asked, module, weights),
+        run=VersionTensors,
+        check=lambda run: _check(asked, run),
+    )
+
+
+def _own(asked: _Asked) -> VersionTensors:
+    """By graphs over the version's own weights, or a copy of them in a lower precision."""
+    module, lowered = asked.version.module, 0
+    if asked.precision != "fp32":
+        module, weights = copied(module, LOWER[asked.precision])
+        lowered = weights.layout.size
+    return VersionTensors(_captured(asked, module), None, lowered)
+
+
+def _captured(asked: _Asked, module: nn.Module, weights: GraphWeights | None = None) -> TensorGraphs:
+    """Graphs of that module, for as many rows as fit."""
+    version = asked.version
+    padding = padding_of(version)
+    forward = _pass(asked, module)
+    outputs = _kinds(version, padding)
+    widths = [value[0].nbytes for value in padding.values()] + [_width(kind) for kind in outputs]
+    fitting = most_within(asked.limit, widths, asked.most)
+    while fitting:
+        graphs = TensorGraphs(forward, padding, outputs, fitting, asked.machine(), weights)
+        if graphs.taken <= asked.limit:
+            return graphs
+        del graphs
+        fitting = most_within(asked.limit, widths, fitting // 2) if fitting > 1 else 0
+    raise GraphError(f"one row of it takes more than {asked.limit:,} bytes of buffers and graphs")
+
+
+def _check(asked: _Asked, run: VersionTensors) -> None:
+    check(asked.version, run.call, run.graphs.most, _tolerance(asked.version, asked.precision))
+
+
+def _pass(asked: _Asked, module: nn.Module) -> Forward:
+    """Inputs by name to outputs in their order, by that module, which has the precision that was asked for. What it
+    takes in float32 is lowered, and what it gives in that dtype is float32 again."""
+    version = asked.version
+    if asked.precision != "fp32":
+        module = _Lowered(module, LOWER[asked.precision])
+    # Graphs keep what they were captured from. That must not be the version, which keeps its graphs, nor what made its
+    # module, which may keep that, while the graphs are other versions'.
+    definition = replace(version.definition, builder=type(module), example=None)
+    like = replace(version, definition=definition, module=module, flat=None)
     names = [name for name, _, _ in version.source.shape.inputs]
-    forward, lowered = (version.run_eagerly, 0) if precision == "fp32" else _lowered(version, LOWER[precision])
 
     def whole(*values: Tensor) -> list[Any]:
-        return forward(*version.arguments(dict(zip(names, values, strict=True))))
+        return like.run_eagerly(*like.arguments(dict(zip(names, values, strict=True))))
 
-    made = compiled_pass(whole) if compiled else whole
-    return lambda inputs: made(*inputs.values()), lowered
-
-
-def _lowered(version: TensorVersion, dtype: torch.dtype) -> tuple[Callable[..., list[Any]], int]:
-    """As `run_eagerly`, by a copy of the module in that dtype, and the copy's bytes. What it is given in float32 is
-    lowered, and what it gives in that dtype is float32 again."""
-    lower, flat = copied(version.module, dtype)
-    other = TensorVersion(
-        version.number,
-        version.weights,
-        version.manifest,
-        version.source,
-        version.definition,
-        _Lowered(lower, dtype),
-        version.device,
-    )
-    return other.run_eagerly, flat.layout.size
+    made = compiled_pass(whole) if asked.compiled else whole
+    return lambda inputs: made(*inputs.values())
 
 
 class _Lowered(torch.nn.Module):

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
-from trimtab.models.capturing import GraphError
+from trimtab.models.sharing import GraphError
 from trimtab.models.staging import bucket_sizes
 from trimtab.models.tensors import DTYPES, TensorVersion
 

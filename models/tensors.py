@@ -26,10 +26,11 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import nn
 from trimtab._native import TensorSchema, TensorSlab
-from trimtab.models.code import checked_bytes, load_entry
+from trimtab.models.code import checked_bytes, read_entry
 from trimtab.models.entry import Definition, TensorShape
 from trimtab.models.errors import CodeError, ModelError, VersionUnfit
 from trimtab.models.flat import Flat, flat_on
+from trimtab.models.version import Shared, device_of
 from trimtab.store.errors import StoreError
 from trimtab.store.manifest import WEIGHTS, Manifest
 from trimtab.store.settings import ModelSettings
@@ -102,14 +103,15 @@ class TensorSource:
     def build(self) -> tuple[nn.Module, Definition]:
         """The module with its initial weights, and its definition. Raises CodeError."""
         if self.entry:
-            definition = Definition.of(self.entry, load_entry(self.directory, self.entry), "tensors")
+            found, code = read_entry(self.directory, self.entry)
+            definition = Definition.of(self.entry, found, "tensors", code)
             return definition.build(self.shape, self.seed), definition
         data = checked_bytes(self.directory, self.program, self.sha256)
         try:
             module = torch.export.load(io.BytesIO(data)).module()
         except Exception as error:
             raise CodeError(f"program {self.program!r} cannot be loaded: {_first_line(error)}") from error
-        return module, Definition(self.program, lambda: module)
+        return module, Definition(self.program, lambda: module, code=self.sha256)
 
     def initial_weights(self) -> bytes | None:
         """The file that `weights` names; None: the module's own. Raises VersionUnfit."""
@@ -126,7 +128,12 @@ class TensorRun(Protocol):
 
     @property
     def bytes(self) -> int:
-        """What it takes of the device's memory."""
+        """Of memory on the device, of its own; without the version's weights."""
+        ...
+
+    @property
+    def shared(self) -> Shared | None:
+        """What other versions serve by, too; None: nothing."""
         ...
 
     def holds(self, n: int) -> bool:
@@ -170,13 +177,20 @@ class TensorVersion:
 
     @property
     def bytes(self) -> int:
-        """Size in memory: of the weights and buffers, and of the graphs with theirs. 0 while it is asleep."""
+        """Size in memory: of the weights and buffers, and of graphs with theirs; without `shared`. 0 while it is
+        asleep."""
         if self.asleep:
             return 0
         tensors = [*self.module.parameters(), *self.module.buffers()]
         staged: TensorRun | None = self._staged  # type: ignore[attr-defined]
         weights = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
         return weights + (0 if staged is None else staged.bytes)
+
+    @property
+    def shared(self) -> Shared | None:
+        """What it serves by together with other versions; None: nothing."""
+        staged: TensorRun | None = self._staged  # type: ignore[attr-defined]
+        return None if staged is None else staged.shared
 
     def run(self, slab: TensorSlab, sketch: object = None, start: int = 0, stop: int = -1) -> list[NDArray[Any]]:
         """The outputs [n, dims...] for the slab's rows [start, stop), −1 being its end. Raises CodeError where the
@@ -211,7 +225,8 @@ class TensorVersion:
                     name: value.to(self.device) if isinstance(value, torch.Tensor) else value
                     for name, value in inputs.items()
                 }
-            given = self._run(*self.arguments(inputs))  # type: ignore[attr-defined]
+            run: Callable[..., list[Any]] = self._run or self.run_eagerly  # type: ignore[attr-defined]
+            given = run(*self.arguments(inputs))
         return [_checked(spec, value, rows) for spec, value in zip(self.outputs, given, strict=True)]
 
     def arguments(self, inputs: Mapping[str, Any]) -> Sequence[Any]:
@@ -233,7 +248,8 @@ class TensorVersion:
 
     def use_module(self) -> None:
         """Has the module make the outputs again; what did so in its place is let go."""
-        object.__setattr__(self, "_run", self.run_eagerly)
+        # Not `run_eagerly`: what refers to itself is not let go at once, and its weights are large.
+        object.__setattr__(self, "_run", None)
         object.__setattr__(self, "_staged", None)
 
     def use_staged(self, run: TensorRun) -> None:
@@ -314,9 +330,7 @@ def load_tensor_version(
     except ModelError as error:
         raise VersionUnfit(f"{where}: {error}") from error
     fill(module, data, where)
-    if device == "cuda" and not torch.cuda.is_available():
-        raise VersionUnfit(f"{where}: device cuda was asked for, and torch sees none")
-    place = torch.device(device)
+    place = device_of(device, where)
     with contextlib.suppress(NotImplementedError):  # exported programs have no modes
         module.eval()
     module.requires_grad_(False).to(place)  # the user's module may have more to move than parameters and buffers

@@ -45,6 +45,7 @@ __all__ = [
     "Shared",
     "StagedRun",
     "architecture_of",
+    "device_of",
     "load_version",
     "loaded",
     "missing_rows",
@@ -269,7 +270,7 @@ def loaded(manifest: Manifest, files: Mapping[str, bytes], device: str = "cpu") 
         raise
     except (KernelError, ModelError, UnicodeDecodeError, KeyError) as error:
         raise VersionUnfit(f"{where}: {error}") from error
-    place = _device(device, where)
+    place = device_of(device, where)
     module.eval().requires_grad_(False)
     flat = flat_on(module, place)
     version = LoadedVersion(
@@ -332,7 +333,8 @@ def split_architecture(architecture: Mapping[str, Any]) -> tuple[dict[str, Any],
     return config, Task.from_json(task if isinstance(task, Mapping) else {})
 
 
-def _device(name: str, where: str) -> torch.device:
+def device_of(name: str, where: str) -> torch.device:
+    """The device of that name. Raises VersionUnfit where there is none."""
     if name == "cuda" and not torch.cuda.is_available():
         raise VersionUnfit(f"{where}: device cuda was asked for, and torch sees none")
     return torch.device(name)

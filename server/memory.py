@@ -11,7 +11,7 @@ import threading
 from collections.abc import Mapping
 
 from trimtab.models.loading import Version
-from trimtab.models.version import LoadedVersion, Shared
+from trimtab.models.version import Shared
 from trimtab.server.errors import NoRoom
 
 __all__ = ["ModelMemory", "freed", "sizes_of"]
@@ -102,7 +102,7 @@ def sizes_of(versions: Mapping[int, Version]) -> dict[int, int]:
     sizes: dict[int, int] = {}
     for number, version in sorted(versions.items()):
         sizes[number] = version.bytes
-        shared = version.shared if isinstance(version, LoadedVersion) else None
+        shared = version.shared
         if shared is not None and not any(shared is one for one in seen):
             seen.append(shared)
             sizes[number] += shared.bytes

@@ -168,11 +168,18 @@ class Scorer:
     """Predictions by a module on the device, SCORE_BATCH rows at a time."""
 
     def __init__(self, machine: TrainingMachine, module: Network, task: Task, like: EncodedRows, note: Note) -> None:
-        self._machine, self._module, self._task = machine, module, task
-        self._batch = rows_on(machine.device, SCORE_BATCH, like)
-        self._out = torch.zeros(SCORE_BATCH, task.width, device=machine.device)
+        self._machine, self._task = machine, task
+        batch = self._batch = rows_on(machine.device, SCORE_BATCH, like)
+        out = self._out = torch.zeros(SCORE_BATCH, task.width, device=machine.device)
         self._host = machine.host((SCORE_BATCH, task.width), torch.float32)
-        self._run = captured(machine, self._work, None, "scoring", note)
+
+        # Refers to no scorer: that of a version that serves no more goes, and its graph, with the last reference.
+        def work() -> None:
+            module.eval()
+            with torch.no_grad():
+                out.copy_(task.predict(module(batch.features, batch.ids)))
+
+        self._run = captured(machine, work, None, "scoring", note)
 
     def score(self, rows: EncodedRows | DeviceRows, n: int) -> NDArray[np.float32]:
         """float32 [n, K] predictions of n rows, as fit.score gives them."""
@@ -188,11 +195,6 @@ class Scorer:
             found[start:stop] = self._host.numpy()[: stop - start]
             PACE.rest()
         return found
-
-    def _work(self) -> None:
-        self._module.eval()
-        with torch.no_grad():
-            self._out.copy_(self._task.predict(self._module(self._batch.features, self._batch.ids)))
 
 
 class DeviceTrainee:

@@ -149,7 +149,7 @@ class Refresher:
         self._fit = None
         self._lost |= lost
         if not lost:
-            gc.collect()  # steps that run eagerly refer to what they are of
+            gc.collect()  # steps refer to what they are of
             let_go()
 
 

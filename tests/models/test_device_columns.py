@@ -12,11 +12,12 @@ from trimtab.kernels.program import ColumnProgram
 from trimtab.kernels.sketch import Sketch
 from trimtab.kernels.slabs import slab_from_arrow
 from trimtab.models import runner
-from trimtab.models.capturing import Columns, GraphError, Known, graph_version
+from trimtab.models.capturing import Columns, Known, graph_version
 from trimtab.models.device_columns import DeviceColumns
 from trimtab.models.loading import Loader
 from trimtab.models.machine import CudaMachine, Machine
 from trimtab.models.runner import running
+from trimtab.models.sharing import GraphError
 from trimtab.models.version import LoadedVersion
 from trimtab.server.keeping import ClosedWindow, Keeper
 from trimtab.store.settings import ModelSettings

@@ -18,12 +18,13 @@ from trimtab.kernels.sketch import Sketch
 from trimtab.kernels.slabs import slab_from_arrow
 from trimtab.models import runner
 from trimtab.models.architectures import build
-from trimtab.models.capturing import TOLERANCE, GraphError, VersionRun, graph_version
+from trimtab.models.capturing import TOLERANCE, VersionRun, graph_version
 from trimtab.models.compiling import example_of
 from trimtab.models.flat import Flat
 from trimtab.models.loading import Loader, Version
 from trimtab.models.machine import CudaMachine, Machine
 from trimtab.models.runner import running, ways
+from trimtab.models.sharing import GraphError
 from trimtab.models.tasks import Task
 from trimtab.models.version import LoadedVersion, architecture_of, loaded, version_files
 from trimtab.store.project import Project

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import sys
 import threading
-from collections.abc import Iterator
+import weakref
+from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -212,3 +213,20 @@ def test_cupy_launches_on_the_captured_stream(major: int, gpu: Gpu, monkeypatch:
     machine_of().capture([lambda: seen.append(list(on))])
     assert seen == [[Stream.cuda_stream]] * 3
     assert not on
+
+
+@pytest.mark.usefixtures("gpu")
+def test_what_a_graph_reads_lives_as_long_as_what_replays_it() -> None:
+    """A graph has addresses alone. Weights in a lower precision, say, are nobody else's."""
+    weights = Allocator()
+    alive = weakref.ref(weights)
+
+    def work_of(of: object) -> Callable[[], None]:
+        return lambda: print(of)
+
+    replays, _ = machine_of().capture([work_of(weights)])
+    del weights
+    replays[0]()
+    assert alive() is not None
+    del replays
+    assert alive() is None

@@ -115,7 +115,8 @@ def check_eager(found: Loaded, reason: str) -> None:
     assert told[0].startswith("version 1 runs eagerly: ")
     assert reason in told[0]
     arguments = example_of(version, 2) if "variable" not in reason else (torch.zeros(2, 3),)
-    score, total = version._run(*arguments)  # type: ignore[union-attr]
+    assert version._run is None  # type: ignore[union-attr]
+    score, total = version.run_eagerly(*arguments)
     assert [list(score.shape), list(total.shape)] == [[2, 2], [2]]
 
 
@@ -137,7 +138,7 @@ def test_eager_versions_are_loaded_as_they_are(tmp_path: Path) -> None:
     assert run_of(plain, made, eager, store) is plain
     assert run_of(plain, made, auto, store, lockstep=True) is plain
     version = run_of(plain, made, auto, store)(1)
-    assert version._run == version.run_eagerly  # type: ignore[union-attr]  # there is nothing to pack
+    assert version._run is None  # type: ignore[union-attr]  # there is nothing to pack
 
 
 def test_compiling_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

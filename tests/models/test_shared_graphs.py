@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import threading
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -15,7 +16,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from trimtab.kernels.sketch import Sketch
-from trimtab.models import capturing, runner
+from trimtab.models import capturing, runner, sharing
 from trimtab.models.architectures import build
 from trimtab.models.capturing import Known, VersionRun, graph_version
 from trimtab.models.compiling import example_of
@@ -47,7 +48,7 @@ def machine_of(kind: str) -> Machine:
     return PretendMachine() if kind == "pretend" else CudaMachine(torch.device("cuda"))
 
 
-def sharing(
+def together(
     kind: str, seeds: list[int], known: Known | None = None, on: Machine | None = None, **how: Any
 ) -> list[tuple[LoadedVersion, VersionRun]]:
     known = {} if known is None else known
@@ -59,7 +60,7 @@ def sharing(
 @pytest.mark.parametrize("machine", MACHINES)
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_each_version_answers_by_its_own_weights(machine: str, precision: str) -> None:
-    pairs = sharing(machine, [1, 2, 3], precision=precision)
+    pairs = together(machine, [1, 2, 3], precision=precision)
     assert len({id(run.graphs) for _, run in pairs}) == 1
     near = capturing.TOLERANCE[precision]
     answers = {}
@@ -93,14 +94,14 @@ _KEPT: list[list[tuple[LoadedVersion, VersionRun]]] = []
 
 def _three() -> list[tuple[LoadedVersion, VersionRun]]:
     if not _KEPT:
-        _KEPT.append(sharing("pretend", [1, 2, 3]))
+        _KEPT.append(together("pretend", [1, 2, 3]))
     return _KEPT[0]
 
 
 @pytest.mark.parametrize("machine", MACHINES)
 def test_threads_that_ask_for_different_versions_get_whole_answers(machine: str) -> None:
     """Of four versions that every thread asks for in its own order."""
-    pairs = sharing(machine, [1, 2, 3, 4])
+    pairs = together(machine, [1, 2, 3, 4])
     examples = [example_of(version, 3) for version, _ in pairs]
     expected = [[eager(version, *example) for example in examples] for version, _ in pairs]
     wrong: list[tuple[int, int]] = []
@@ -125,9 +126,9 @@ def test_threads_that_ask_for_different_versions_get_whole_answers(machine: str)
 def test_one_capture_serves_all_of_a_shape() -> None:
     on = PretendMachine()
     known: Known = {}
-    sharing("pretend", [1], known, on)
+    together("pretend", [1], known, on)
     captured, allocated = on.captured, len(on.allocated)
-    sharing("pretend", [2, 3], known, on)
+    together("pretend", [2, 3], known, on)
     assert (on.captured, len(on.allocated)) == (captured, allocated)
 
 
@@ -152,6 +153,15 @@ def test_other_shapes_have_graphs_of_their_own(other: dict[str, Any]) -> None:
     second = graph_version(version_of("pretend", 2, **version), machine=on, known=known, **how)
     assert (first.graphs is second.graphs) == (not other)
     assert len(known) == 1 + bool(other)
+
+
+def test_a_network_of_edited_code_has_graphs_of_its_own() -> None:
+    """Though it answers alike: what differs may show on rows that nobody made up."""
+    known: Known = {}
+    versions = [version_of("pretend", seed) for seed in (1, 2, 3)]
+    versions[1].module.code = "edited"
+    runs = [graph_version(version, MOST, PretendMachine(), known=known) for version in versions]
+    assert runs[0].graphs is runs[2].graphs is not runs[1].graphs
 
 
 def test_what_was_folded_into_a_graph_is_noticed() -> None:
@@ -201,9 +211,9 @@ def test_a_network_that_cannot_be_copied_has_graphs_of_its_own() -> None:
 def test_large_weights_are_not_copied_between_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     version = version_of("pretend", 1)
     assert version.flat is not None
-    monkeypatch.setattr(capturing, "SHARED_BYTES", version.flat.layout.size - 1)
+    monkeypatch.setattr(sharing, "SHARED_BYTES", version.flat.layout.size - 1)
     assert graph_version(version, MOST, PretendMachine(), known={}).shared is None
-    monkeypatch.setattr(capturing, "SHARED_BYTES", version.flat.layout.size)
+    monkeypatch.setattr(sharing, "SHARED_BYTES", version.flat.layout.size)
     assert graph_version(version, MOST, PretendMachine(), known={}).shared is not None
 
 
@@ -211,10 +221,10 @@ def test_a_version_that_was_let_go_is_not_taken_for_a_later_one() -> None:
     """Neither by its buffer's identity nor by its address."""
     known: Known = {}
     on = PretendMachine()
-    kept, run = sharing("pretend", [1], known, on)[0]
+    kept, run = together("pretend", [1], known, on)[0]
     graphs = run.graphs
     for seed in range(2, 12):
-        pairs = sharing("pretend", [seed], known, on)
+        pairs = together("pretend", [seed], known, on)
         del pairs
         gc.collect()
         features, ids = example_of(kept, 2)
@@ -224,12 +234,13 @@ def test_a_version_that_was_let_go_is_not_taken_for_a_later_one() -> None:
 
 def test_a_copy_that_fails_leaves_no_half_of_it() -> None:
     """The next batch copies again, whichever version it is of."""
-    (one, first), (two, second) = sharing("pretend", [1, 2])
+    (one, first), (two, second) = together("pretend", [1, 2])
     features, ids = example_of(one, 3)
     first.predict(3, filled(features, ids))
     assert second.weights is not None
-    plain = first.graphs._weights
-    assert plain is not None
+    shared = first.graphs._weights
+    assert shared is not None
+    plain = shared.flat
 
     class Broken(Flat):
         def copy_from(self, other: Flat, *, non_blocking: bool = False) -> None:
@@ -237,10 +248,10 @@ def test_a_copy_that_fails_leaves_no_half_of_it() -> None:
             raise RuntimeError("half way")
 
     broken = Broken(plain.layout, plain.data)
-    first.graphs._weights = broken
+    shared.flat = broken
     with pytest.raises(RuntimeError, match="half way"):
         second.predict(3, filled(features, ids))
-    first.graphs._weights = plain
+    shared.flat = plain
     np.testing.assert_allclose(first.predict(3, filled(features, ids)), eager(one, features, ids), rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(
         second.predict(3, filled(features, ids)), eager(two, features, ids), rtol=1e-5, atol=1e-6
@@ -248,9 +259,9 @@ def test_a_copy_that_fails_leaves_no_half_of_it() -> None:
 
 
 def test_addresses_stay() -> None:
-    (_, first), (two, second) = sharing("pretend", [1, 2])
-    weights = first.graphs._weights
-    assert weights is not None
+    (_, first), (two, second) = together("pretend", [1, 2])
+    assert first.graphs._weights is not None
+    weights = first.graphs._weights.flat
     before = [view.data_ptr() for view in weights.tensors().values()]
     second.predict(1, filled(*example_of(two, 1)))
     assert [view.data_ptr() for view in weights.tensors().values()] == before
@@ -260,11 +271,29 @@ def test_addresses_stay() -> None:
         first.predict(1, filled(*example_of(two, 1)))
 
 
+@pytest.mark.parametrize("shared", [True, False])
+def test_a_version_goes_with_its_last_reference(shared: bool) -> None:
+    """At once, and not when somebody collects garbage: its weights are large."""
+    known: Known | None = WeakValueDictionary() if shared else None
+    versions = [version_of("pretend", seed) for seed in (1, 2)]
+    for version in versions:
+        version.use_staged(graph_version(version, MOST, PretendMachine(), known=known))
+    first = versions.pop(0)
+    flat, module = weakref.ref(first.flat), weakref.ref(first.module)
+    gc.collect()
+    gc.disable()
+    try:
+        del first, version
+        assert [flat(), module()] == [None, None]
+    finally:
+        gc.enable()
+
+
 # --- in the server
 
 
 def test_memory_of_what_is_shared_is_counted_once() -> None:
-    pairs = sharing("pretend", [1, 2, 3])
+    pairs = together("pretend", [1, 2, 3])
     versions = {}
     for version, run in pairs:
         version.use_staged(run)
@@ -305,7 +334,7 @@ def test_a_server_s_versions_share_graphs_unless_they_are_not_to(graphs: str, mo
 
 
 def test_warming_tries_each_graph_once() -> None:
-    ((version, run),) = sharing("pretend", [1])
+    ((version, run),) = together("pretend", [1])
     version.use_staged(run)
     asked: list[int] = []
     plain = run.graphs.predict
@@ -322,9 +351,9 @@ def test_warming_tries_each_graph_once() -> None:
 def test_known_graphs_may_be_forgotten_meanwhile() -> None:
     known: WeakValueDictionary[str, Any] = WeakValueDictionary()
     on = PretendMachine()
-    sharing("pretend", [1], known, on)
+    together("pretend", [1], known, on)
     gc.collect()
     assert len(known) == 0
-    kept = sharing("pretend", [2], known, on)
+    kept = together("pretend", [2], known, on)
     assert len(known) == 1
     assert kept[0][1].shared is not None

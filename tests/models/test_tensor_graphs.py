@@ -14,11 +14,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from trimtab._native import TensorSlab
 from trimtab.models import runner
-from trimtab.models.capturing import GraphError
 from trimtab.models.machine import CudaMachine, Machine
 from trimtab.models.publishing import publish_first
 from trimtab.models.runner import running
-from trimtab.models.tensor_graphs import GRAPH_BYTES, TensorGraphs, graph_tensors
+from trimtab.models.sharing import GraphError
+from trimtab.models.tensor_graphs import GRAPH_BYTES, VersionTensors, graph_tensors
 from trimtab.models.tensors import DTYPES, TensorSource, TensorVersion, load_tensor_version
 from trimtab.store.settings import ModelSettings
 from trimtab.store.versions import VersionStore
@@ -197,10 +197,10 @@ def test_batches_of_any_sizes_after_one_another(sizes: list[int], tmp_path_facto
         same([value.numpy() for value in run.call(inputs, n)], version.call(inputs, n))
 
 
-_SMALL: list[tuple[TensorVersion, TensorGraphs]] = []
+_SMALL: list[tuple[TensorVersion, VersionTensors]] = []
 
 
-def small(paths: pytest.TempPathFactory) -> tuple[TensorVersion, TensorGraphs]:
+def small(paths: pytest.TempPathFactory) -> tuple[TensorVersion, VersionTensors]:
     if not _SMALL:
         version = version_on("pretend", paths.mktemp("small"))
         _SMALL.append((version, graph_tensors(version, 16, PretendMachine)))
@@ -251,7 +251,7 @@ def test_larger_batches_than_there_is_memory_for_run_eagerly(tmp_path: Path) -> 
     version = plain(tmp_path)
     row = 2 * 12  # in and out
     run = graph_tensors(version, 1024, PretendMachine, limit=100 * row + PretendMachine.POOL)
-    assert run.most == 64
+    assert run.graphs.most == 64
     assert run.bytes <= 100 * row + PretendMachine.POOL
     version.use_staged(run)
     for n in (64, 65, 300):
@@ -271,7 +271,7 @@ def test_a_pool_that_is_too_large_is_tried_with_fewer_rows(tmp_path: Path) -> No
 
     run = graph_tensors(version, 256, Large, limit=3_300_000)
     assert tried == [256, 128, 64, 32]
-    assert run.most == 32
+    assert run.graphs.most == 32
     with pytest.raises(GraphError, match="one row of it takes more than 50,000 bytes"):
         graph_tensors(version, 256, Large, limit=50_000)
     with pytest.raises(GraphError, match="one row of it takes more than 10 bytes"):
@@ -313,7 +313,7 @@ def test_inputs_that_no_graph_takes(tensors: str, code: str, reason: str, tmp_pa
 
 def test_whole_numbers_without_an_example_need_none_where_nothing_is_padded(tmp_path: Path) -> None:
     version = plain(tmp_path, "return x + 1", "INT64 INT64")
-    assert graph_tensors(version, 2, PretendMachine).most == 2
+    assert graph_tensors(version, 2, PretendMachine).graphs.most == 2
 
 
 def test_an_example_of_another_shape(tmp_path: Path) -> None:
@@ -399,8 +399,8 @@ def served(version: TensorVersion, monkeypatch: pytest.MonkeyPatch, machine: Mac
     return told
 
 
-def staged_of(version: TensorVersion) -> TensorGraphs | None:
-    found: TensorGraphs | None = version._staged  # type: ignore[attr-defined]
+def staged_of(version: TensorVersion) -> VersionTensors | None:
+    found: VersionTensors | None = version._staged  # type: ignore[attr-defined]
     return found
 
 
@@ -425,7 +425,7 @@ def test_a_bound_is_told_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert text.endswith(f"; batches of more than 8 rows run eagerly: graphs take at most {GRAPH_BYTES:,} bytes")
 
 
-def bounded(*arguments: Any, **options: Any) -> TensorGraphs:
+def bounded(*arguments: Any, **options: Any) -> VersionTensors:
     return graph_tensors(*arguments, **options, limit=2_000_000)
 
 

@@ -57,6 +57,7 @@ dims = []
 def project(
     folder: Path, code: str = ENTRY, source: str = 'entry = "own_net:Model"', tensors: str = TENSORS
 ) -> Project:
+    folder.mkdir(exist_ok=True)
     (folder / "own_net.py").write_text(textwrap.dedent(code))
     (folder / "trimtab.toml").write_text(f'[[model]]\nname = "own"\n{source}\n{tensors}')
     return Project.load(folder)

@@ -9,10 +9,10 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # a server process has its script's folder only
 
 import torch
+from torch import nn
 from trimtab.kernels.cuda_graph import GraphColumns
 from trimtab.kernels.program import ColumnProgram
-from trimtab.models import runner, version
-from trimtab.models.architectures import Network
+from trimtab.models import runner, tensors, version
 from trimtab.models.flat import Flat
 from trimtab.server import app
 
@@ -28,11 +28,12 @@ def play() -> None:
     def columns(program: ColumnProgram, _: int) -> GraphColumns | str:
         return GraphColumns(program, EmulatedDevice())
 
-    def flat(module: Network, _: torch.device) -> Flat:
+    def flat(module: nn.Module, _: torch.device) -> Flat:
         return Flat.adopt(module)
 
     app._device = lambda _: "cuda"
-    version._device = lambda *_: torch.device("cpu")
-    version.flat_on = flat
+    for module in (version, tensors):
+        module.device_of = lambda *_: torch.device("cpu")
+        module.flat_on = flat
     runner._machine = lambda _: PretendMachine()
     runner.graph_columns = columns

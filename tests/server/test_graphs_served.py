@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 from trimtab.kernels.sketch import Sketch
 from trimtab.kernels.slabs import slab_from_arrow
+from trimtab.protos.v1 import inference_pb2 as pb2
 from trimtab.protos.v1 import trimtab_pb2 as pb
 from trimtab.store.kept_windows import WindowFolder
 from trimtab.store.project import Project
 
 from tests.kernels.programs import assert_same_sketch
 
+from . import own
 from .test_drift_windows import advance, send
+from .test_scale_to_zero import WIDE, publish_wide
 from .test_under_load import ROWS, load
 from .world import MODEL, infer_request, loaded, predictions, program, publish, serving, write_project
 
@@ -60,6 +65,52 @@ def test_swaps_without_a_failed_or_mixed_answer(model: str, swaps: int, tmp_path
         assert traffic.wrong == []
         assert set(traffic.codes) == {"OK"}
         assert len(traffic.versions) == 4
+        assert running.stop() == 0
+
+
+@pytest.mark.parametrize("graphs", ["shared", "own"])
+def test_swaps_of_models_that_take_tensors(graphs: str, tmp_path: Path) -> None:
+    """As above: an answer is of the version that it says, x plus the mean of that version's weights."""
+    more = f'graphs = "{graphs}"'
+    scalar = "[model.batching]\nmax_batch_size = 32"
+    project = own.write(tmp_path / "project", own.model("slow", "Slow", more) + scalar)
+    wrong: list[tuple[str, list[float]]] = []
+    done = threading.Event()
+    with serving(project, played_gpu=True) as running, running.lifecycle() as lifecycle, running.inference() as stub:
+
+        def promote(number: int) -> None:
+            lifecycle.Promote(pb.PromoteRequest(model_name="slow", version=number, expected_epoch=-1), timeout=60)
+
+        def ask(n: int) -> int:
+            asked = 0
+            while not done.is_set():
+                version = ("", "1", "2", "3")[(asked + n) % 4]
+                name = version and f"v{version}"
+                answer = stub.ModelInfer(own.request("slow", name, x=own.numbers(n, n + 1)), timeout=60)
+                added = (own.outputs(answer)["y"] - own.numbers(n, n + 1)).tolist()
+                if added != [float(answer.model_version) - 1] * 2 or version not in ("", answer.model_version):
+                    wrong.append((answer.model_version, added))
+                asked += 1
+            return asked
+
+        for number in (1, 2, 3):
+            if number > 1:
+                publish_wide(project, "slow", number - 1.0, tmp_path)
+            promote(number)
+            alias = pb.SetAliasRequest(model_name="slow", alias=f"v{number}", version=number, expected_epoch=-1)
+            lifecycle.SetAlias(alias, timeout=60)
+        with ThreadPoolExecutor(3) as pool:
+            asking = [pool.submit(ask, n) for n in range(3)]
+            for turn in range(40):
+                promote(1 + turn % 3)
+            done.set()
+            assert all(one.result(60) for one in asking)
+        assert wrong == []
+        statistics = stub.ModelStatistics(pb2.ModelStatisticsRequest(name="slow")).model_stats
+        sizes = [one.memory_usage[0].byte_size for one in statistics]
+        assert len(sizes) == 3
+        assert all(size > WIDE for size in sizes)
+        assert all((size > 2 * WIDE) == (graphs == "shared") for size in sizes)  # those of the graphs, too
         assert running.stop() == 0
 
 
