@@ -10,7 +10,7 @@ __all__ = ["all_finite"]
 
 def all_finite(tensor: Tensor) -> bool:
     """No NaN and no infinity. Of dense real tensors by their least and greatest value, which NaN takes the place of:
-    a tenth of the time of torch.isfinite(tensor).all(), which writes several tensors of that size on its way."""
+    a sixth of the time of torch.isfinite(tensor).all(), which writes several tensors of that size on its way."""
     if not tensor.numel() or not (tensor.is_floating_point() or tensor.is_complex()):
         return True
     if tensor.is_complex() or tensor.layout != torch.strided or tensor.element_size() < 2:
