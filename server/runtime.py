@@ -72,7 +72,7 @@ def admin_path(state: Path) -> Path:
     if len(os.fsencode(path)) <= _SOCKET_BYTES:
         return path
     digest = hashlib.sha256(os.fsencode(state)).hexdigest()[:16]
-    folder = Path(tempfile.gettempdir()) / f"trimtab-{os.getuid()}-{digest}"
+    folder = _temporary(f"trimtab-{os.getuid()}-{digest}")
     try:
         folder.mkdir(mode=0o700, exist_ok=True)
         entry = folder.lstat()
@@ -82,6 +82,15 @@ def admin_path(state: Path) -> Path:
     if not stat.S_ISDIR(entry.st_mode) or entry.st_uid != os.getuid() or stat.S_IMODE(entry.st_mode) & 0o077:
         raise StartError(f"{folder}: expected a folder of ours that nobody else may use; remove it")
     return folder / "admin.sock"
+
+
+def _temporary(name: str) -> Path:
+    """A folder of that name for temporary files, in which a socket's path is not too long: TMPDIR may be."""
+    for parent in (tempfile.gettempdir(), "/tmp", "/var/tmp"):
+        folder = Path(parent) / name
+        if os.path.isdir(parent) and len(os.fsencode(folder / "admin.sock")) <= _SOCKET_BYTES:
+            return folder
+    raise StartError(f"the admin socket needs a folder with a path of less than {_SOCKET_BYTES - 50} bytes: set TMPDIR")
 
 
 def write_address(state: Path, address: Address) -> None:

@@ -7,19 +7,24 @@ cannot be closed. `played_gpu`: see played_gpu.py.
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import resource
 import sys
 import threading
 
-from trimtab.server import supervisor
-from trimtab.server.app import serve
-from trimtab.store.captures import CaptureWriter
-from trimtab.store.errors import ProjectError
-from trimtab.store.project import Project
 
-if __name__ == "__main__":
+def main() -> int:
+    """The exit status."""
+    gc.disable()  # while importing, as `trimtab serve` does
+    from trimtab.server import supervisor
+    from trimtab.server.app import serve
+    from trimtab.store.captures import CaptureWriter
+    from trimtab.store.errors import ProjectError
+    from trimtab.store.project import Project
+
+    gc.enable()
     if script := os.environ.get("FAKE_TRAINER"):
         supervisor.TRAINER = (sys.executable, script)
     options = json.loads(sys.argv[2])
@@ -37,5 +42,10 @@ if __name__ == "__main__":
     try:
         project = Project.load(sys.argv[1])
     except ProjectError as error:
-        sys.exit(f"trimtab: {error}")
-    sys.exit(serve(project, as_json=True, **options))
+        print(f"trimtab: {error}", file=sys.stderr)
+        return 1
+    return serve(project, as_json=True, **options)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
