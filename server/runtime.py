@@ -5,7 +5,8 @@ has pid, addresses and the admin socket's path; it is written when the server li
 left by a server that was killed is overwritten by the next.
 
 The admin socket is state/admin.sock; a path of more than 100 bytes, which a Unix socket cannot have, becomes a
-private folder in the temporary one, named by the state folder's hash so that it is found again.
+private folder in the temporary one, named by the state folder's hash so that it is found again; in /tmp where TMPDIR
+is as long.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from trimtab.store.files import make_dir, write_atomic
 
 __all__ = ["Address", "StateLock", "admin_path", "remove_address", "write_address"]
 
+_SOCKET = "admin.sock"
 _SOCKET_BYTES = 100
 
 
@@ -68,11 +70,9 @@ class StateLock:
 
 def admin_path(state: Path) -> Path:
     """Where the admin socket of this state folder is; makes the folder for it. Raises StartError."""
-    path = state / "admin.sock"
-    if len(os.fsencode(path)) <= _SOCKET_BYTES:
-        return path
-    digest = hashlib.sha256(os.fsencode(state)).hexdigest()[:16]
-    folder = _temporary(f"trimtab-{os.getuid()}-{digest}")
+    folder = _admin_folder(state)
+    if folder == state:
+        return folder / _SOCKET
     try:
         folder.mkdir(mode=0o700, exist_ok=True)
         entry = folder.lstat()
@@ -81,16 +81,16 @@ def admin_path(state: Path) -> Path:
     # Somebody else's folder, or one that others may write, could be swapped under us.
     if not stat.S_ISDIR(entry.st_mode) or entry.st_uid != os.getuid() or stat.S_IMODE(entry.st_mode) & 0o077:
         raise StartError(f"{folder}: expected a folder of ours that nobody else may use; remove it")
-    return folder / "admin.sock"
+    return folder / _SOCKET
 
 
-def _temporary(name: str) -> Path:
-    """A folder of that name for temporary files, in which a socket's path is not too long: TMPDIR may be."""
-    for parent in (tempfile.gettempdir(), "/tmp", "/var/tmp"):
-        folder = Path(parent) / name
-        if os.path.isdir(parent) and len(os.fsencode(folder / "admin.sock")) <= _SOCKET_BYTES:
+def _admin_folder(state: Path) -> Path:
+    digest = hashlib.sha256(os.fsencode(state)).hexdigest()[:16]
+    temporary = [Path(folder) for folder in (tempfile.gettempdir(), "/tmp", "/var/tmp") if os.path.isdir(folder)]
+    for folder in (state, *(parent / f"trimtab-{os.getuid()}-{digest}" for parent in temporary)):
+        if len(os.fsencode(folder / _SOCKET)) <= _SOCKET_BYTES:
             return folder
-    raise StartError(f"the admin socket needs a folder with a path of less than {_SOCKET_BYTES - 50} bytes: set TMPDIR")
+    raise StartError(f"no folder for the admin socket, whose path may have {_SOCKET_BYTES} bytes: set TMPDIR to one")
 
 
 def write_address(state: Path, address: Address) -> None:
@@ -99,5 +99,9 @@ def write_address(state: Path, address: Address) -> None:
 
 
 def remove_address(state: Path) -> None:
-    """Takes server.json away."""
+    """Takes server.json away, and the folder of the admin socket if that is the socket's alone."""
     (state / "server.json").unlink(missing_ok=True)
+    with contextlib.suppress(OSError, StartError):
+        folder = _admin_folder(state)
+        if folder != state:
+            folder.rmdir()

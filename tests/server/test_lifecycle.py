@@ -290,17 +290,19 @@ def test_admin_socket_is_private_and_public_port_is_not_a_way_in(shared: tuple[P
         assert refusal(promote, b"")[0] == "UNIMPLEMENTED"
 
 
-def test_long_path_puts_the_admin_socket_into_a_private_folder(tmp_path: Path) -> None:
+@pytest.mark.parametrize("temporary", ["short", "long"])
+def test_long_path_puts_the_admin_socket_into_a_private_folder(temporary: str, tmp_path: Path) -> None:
     project = write_project(tmp_path / ("long" * 25))
     publish(project, 1, verdict="initial")
-    with serving(project) as running:
+    environment = {"TMPDIR": str(project.directory)} if temporary == "long" else {}
+    with serving(project, environment) as running:
         path = Path(running.admin)
         assert len(os.fsencode(path)) <= 100
         assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
         with running.lifecycle() as lifecycle:
             assert lifecycle.Status(pb.StatusRequest()).ready
         assert running.stop() == 0
-    assert not path.exists()
+    assert not path.parent.exists()
 
 
 def test_socket_left_by_a_killed_server_is_replaced(project: Project) -> None:
