@@ -31,6 +31,7 @@ from trimtab.models.graphs import GraphedRun, HostColumns, Intake
 from trimtab.models.machine import Machine
 from trimtab.models.sharing import LOWER, GraphError, GraphWeights, VersionGraphs, copied, share
 from trimtab.models.staging import bucket_for, bucket_sizes
+from trimtab.models.traced import traced
 from trimtab.models.version import LoadedVersion
 
 __all__ = ["TOLERANCE", "Columns", "Known", "VersionRun", "compiled_pass", "graph_errors", "graph_version", "try_ways"]
@@ -161,8 +162,7 @@ class _Asked:
     columns: Columns | None
 
     def shape(self, weights: Flat) -> str:
-        """Equal for versions that differ in their weights alone, as far as files tell (sha256, hex): what one set of
-        graphs may be for."""
+        """Equal for versions that differ in their weights alone, as far as files tell (sha256, hex)."""
         manifest, program = self.version.manifest, self.version.program
         # A seed is where the weights came from, no part of what is computed.
         architecture = {key: value for key, value in manifest.architecture.items() if key != "seed"}
@@ -188,10 +188,12 @@ def _shared(asked: _Asked, known: Known) -> VersionRun | None:
     return share(
         known,
         version.module,
+        None,
         version.flat,
         asked.precision,
         shape=asked.shape,
-        capture=lambda module, weights: _captured(asked, module, weights),
+        trace=lambda module, _, weights: _trace(asked, module, weights),
+        capture=lambda module, _, weights: _captured(asked, module, weights),
         run=VersionRun,
         check=lambda run: _check(version, run, TOLERANCE[asked.precision]),
     )
@@ -201,20 +203,32 @@ def _own(asked: _Asked) -> VersionRun:
     """By graphs over the version's own weights, or a copy of them in a lower precision."""
     module, lowered = asked.version.module, 0
     if asked.precision != "fp32":
-        module, weights = copied(module, LOWER[asked.precision])
+        module, _, weights = copied(module, LOWER[asked.precision], None)
         lowered = weights.layout.size
     return VersionRun(_captured(asked, module), None, lowered)
 
 
+def _trace(asked: _Asked, module: Network, weights: Flat) -> str:
+    program, device = asked.version.program, asked.version.device
+    features = torch.zeros(2, program.n_features, device=device)
+    ids = torch.zeros(2, len(program.id_sizes), dtype=torch.int64, device=device)
+    forward = _pass(asked, module)
+    return traced(lambda: forward(features, ids), weights, [features, ids])
+
+
 def _captured(asked: _Asked, module: Network, weights: GraphWeights | None = None) -> GraphedRun:
-    task = asked.version.task
-    forward, predict = _between_fp32(module.forward_of(), asked.precision), task.predict
+    task, whole = asked.version.task, _pass(asked, module)
+    made: Forward = compiled_pass(whole) if asked.compiled else whole
+    return GraphedRun(made, asked.intake(), task.width, asked.most, asked.machine, weights)
+
+
+def _pass(asked: _Asked, module: Network) -> Forward:
+    forward, predict = _between_fp32(module.forward_of(), asked.precision), asked.version.task.predict
 
     def whole(features: Tensor, ids: Tensor) -> Tensor:
         return predict(forward(features, ids))
 
-    made: Forward = compiled_pass(whole) if asked.compiled else whole
-    return GraphedRun(made, asked.intake(), task.width, asked.most, asked.machine, weights)
+    return whole
 
 
 def _between_fp32(forward: Forward, precision: str) -> Forward:

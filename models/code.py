@@ -29,7 +29,7 @@ from typing import Any
 from trimtab.models.errors import CodeError
 from trimtab.store.project import Project
 
-__all__ = ["Entry", "allow", "allow_project", "allowed", "checked_bytes", "checked_path", "load_entry", "read_entry"]
+__all__ = ["Entry", "allow", "allow_project", "allowed", "checked_bytes", "checked_path", "read_entry"]
 
 _lock = threading.Lock()
 _allowed: dict[str, Entry] = {}
@@ -99,13 +99,9 @@ def checked_bytes(directory: Path, relative: str, sha256: str) -> bytes:
     return data
 
 
-def load_entry(directory: Path, entry: str) -> Callable[..., Any]:
-    """The class or function that `module:name` names. Raises CodeError, also where importing it raises."""
-    return read_entry(directory, entry)[0]
-
-
 def read_entry(directory: Path, entry: str) -> tuple[Callable[..., Any], str]:
-    """As load_entry, and the sha256 in hex of the source that was executed."""
+    """The class or function that `module:name` names, and the sha256 in hex of the source that was executed. Raises
+    CodeError, also where importing it raises."""
     module_name, _, name = entry.partition(":")
     path = _module_path(directory, module_name)
     module, source = _execute(directory, module_name, path)

@@ -12,17 +12,18 @@ raw columns are copied, and the graph begins with one kernel that makes features
 rows there are, and where they count, is in the buffer's header. Counts are on the device then until `settle`. What a
 prediction is, the host counts in either case: answers come to it anyway, and 64 of them take a microsecond.
 
-Swaps. Versions of one shape (names, shapes and strides of weights, program, architecture, task; sharing.py) share one
-set of graphs. The graphs' weights are a buffer of their own, and each version keeps its weights in a second one on the
-device. A batch of another version than the batch before copies that version's over first, on the stream that computes,
-between two replays: no answer is of two versions, whoever asks for which, and a swap or a rollback costs the next batch
-one copy (bytes twice over the bandwidth: 0.07 ms for 100 MB). So a flip of the server's table is all that a swap is, as
-on the CPU; and a candidate is tried, timed and refused with the graphs that will serve it. What is copied is all that
-distinguishes two versions, which is not taken on trust: each version's answers by shared graphs are compared with its
-own eager pass. One that differs (something was folded into the graph), whose weights lie in no one buffer, or beyond
-`SHARED_BYTES`, gets graphs of its own, over its own weights; so does every version where that is asked for, since two
-versions that are asked in turn would copy before every batch. What it costs is one more copy of the weights in memory,
-and what it saves is a pool and a capture for each further version.
+Swaps. Versions that compute the same but for their weights share one set of graphs (sharing.py): of equal shapes, and
+of equal traces (traced.py), which say what a pass does and where each tensor in it comes from. The graphs' weights are
+a buffer of their own, and each version keeps its weights in a second one on the device. A batch of another version than
+the batch before copies that version's over first, on the stream that computes, between two replays: no answer is of two
+versions, whoever asks for which, and a swap or a rollback costs the next batch one copy (bytes twice over the
+bandwidth: 0.07 ms for 100 MB). So a flip of the server's table is all that a swap is, as on the CPU; and a candidate is
+tried, timed and refused with the graphs that will serve it. That what is copied is all that distinguishes two versions
+is not taken on trust: their traces would differ by whatever was made of weights, or is none; and each version's answers
+by shared graphs are compared with its own eager pass. One that differs, keeps a state, whose weights lie in no one
+buffer, or beyond `SHARED_BYTES`, gets graphs of its own, over its own weights; so does every version where that is
+asked for, since two versions that are asked in turn would copy before every batch. What it costs is one more copy of
+the weights in memory, and what it saves is a pool and a capture for each further version.
 
 Streams and ordering. Copying in, computing and copying out have a stream each, of high priority, that all versions of a
 device share; events order them, and the calling thread waits for the last event alone, never for the whole device.

@@ -1,5 +1,5 @@
-"""Versions of one shape by one set of graphs (graphs.py has the design of swaps): whose weights the graphs read, which
-graphs a version may run by, and what of them is its own.
+"""Versions that compute the same by one set of graphs (graphs.py has the design of swaps): whose weights the graphs
+read, which graphs a version may run by, and what of them is its own.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from typing import Generic, Protocol, TypeVar
 import torch
 from torch import nn
 from trimtab.models.errors import ModelError
-from trimtab.models.faults import is_fault
-from trimtab.models.flat import Flat
+from trimtab.models.faults import is_fault, is_out_of_memory, let_go
+from trimtab.models.flat import Flat, FlatError
 from trimtab.models.machine import Work
 
 __all__ = ["LOWER", "SHARED_BYTES", "GraphError", "GraphWeights", "Graphs", "VersionGraphs", "copied", "share"]
@@ -31,11 +31,12 @@ class GraphError(ModelError):
 class GraphWeights:
     """The weights that a set of graphs reads: a copy of one version's or of another's."""
 
-    def __init__(self, flat: Flat, resident: Flat) -> None:
-        """`flat` is what the graphs read, and a copy of `resident` now."""
+    def __init__(self, flat: Flat) -> None:
+        """`flat` is what the graphs read."""
         self.flat = flat
-        # Weakly: what is let go elsewhere is not to be kept on the device here.
-        self._resident: Callable[[], Flat | None] = weakref.ref(resident)
+        # Weakly: what is let go elsewhere is not to be kept on the device here. At first nobody's, so that trying the
+        # version that they were captured for tries the copy, too.
+        self._resident: Callable[[], Flat | None] = lambda: None
         self.renewals = 0
         """How often weights were copied over those of the batch before."""
 
@@ -71,6 +72,7 @@ class Graphs(Protocol):
 
 G = TypeVar("G", bound=Graphs)
 Module = TypeVar("Module", bound=nn.Module)
+Hooks = TypeVar("Hooks")
 
 
 @dataclass(frozen=True)
@@ -104,49 +106,70 @@ R = TypeVar("R")
 def share(
     known: MutableMapping[str, G],
     module: Module,
+    hooks: Hooks,
     flat: Flat | None,
     precision: str,
     *,
     shape: Callable[[Flat], str],
-    capture: Callable[[Module, GraphWeights], G],
+    trace: Callable[[Module, Hooks, Flat], str],
+    capture: Callable[[Module, Hooks, GraphWeights], G],
     run: Callable[[G, Flat, int], R],
     check: Callable[[R], None],
 ) -> R | None:
-    """A version's graphs that other versions may run by, too: those that are known for its shape, or captured ones, of
-    a copy of its module. None where that is not possible: weights lie in no one buffer or are large, the module cannot
-    be copied, or known graphs do not answer as the version does. Raises GraphError, as `check` does where answers are
-    not the version's, for captured ones that do not: graphs of its own would say the same."""
+    """A version's graphs that other versions may run by, too: those that are known for what it computes, or captured
+    ones, of a copy of its module and of what else the pass is made of (`hooks`). None where that is not possible: it is
+    to have graphs of its own. Raises GraphError, as `check` does, where answers of captured ones are not the version's;
+    those of its own would say the same.
+
+    Versions share graphs where their shapes are equal and so are the traces (traced.py) of their passes. The pass that
+    is captured is that of the copy; it has to have that trace, too, or it reads something of the version's own."""
     if flat is None or flat.layout.size > SHARED_BYTES:
         return None
-    weights, lowered = flat, 0
-    if precision != "fp32":
-        _, weights = copied(module, LOWER[precision])
-        lowered = weights.layout.size
-    key = shape(weights)
-    graphs = known.get(key)
-    if graphs is None:
-        try:
-            other, mine = copied(module, LOWER.get(precision))
-        except Exception as error:
-            if is_fault(error):
-                raise
-            return None
-        graphs = capture(other, GraphWeights(mine, weights))
-    found = run(graphs, weights, lowered)
+    own, lowered = (module, hooks, flat), 0
     try:
-        check(found)
+        if precision != "fp32":
+            own = copied(module, LOWER[precision], hooks)
+            lowered = own[2].layout.size
+        weights, found = own[2], trace(*own)
+        key = f"{shape(weights)} {found}"
+        graphs, other = known.get(key), None
+        if graphs is None:
+            other = copied(module, LOWER.get(precision), hooks)
+            if other[2].layout.hash != weights.layout.hash or trace(*other) != found:
+                return None
+            other[2].check()  # a pass may put other tensors in the place of its weights
+    except Exception as error:
+        if is_fault(error):
+            raise
+        if is_out_of_memory(error):
+            let_go()
+        return None
+    try:
+        if graphs is None:
+            assert other is not None
+            graphs = capture(other[0], other[1], GraphWeights(other[2]))
+        made = run(graphs, weights, lowered)
+        check(made)
+    except FlatError:
+        return None
     except GraphError:
         if key not in known:
             raise
         return None
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        let_go()  # graphs of its own need a copy of the weights less
+        return None
     known[key] = graphs
-    return found
+    return made
 
 
-def copied(module: Module, dtype: torch.dtype | None) -> tuple[Module, Flat]:
-    """A copy of the network, its weights in that dtype and in one buffer. Raises FlatError."""
-    other = copy.deepcopy(module)
+def copied(module: Module, dtype: torch.dtype | None, hooks: Hooks) -> tuple[Module, Hooks, Flat]:
+    """A copy of the network, its weights in that dtype and in one buffer, and of hooks that may refer to it. Raises
+    FlatError, and what copying raises."""
+    other, others = copy.deepcopy((module, hooks))
     if dtype is not None:
         other = other.to(dtype)
     # A deep copy of a view holds a copy of all that it is a view of; adopted, it holds what it needs.
-    return other, Flat.adopt(other)
+    return other, others, Flat.adopt(other)

@@ -16,9 +16,9 @@ same reason whole numbers are not made up at random: checked are the rows of `ex
 and truth values beside zeros. If those leave every row like the padding, nothing would show whether rows depend on one
 another, so that such a version runs eagerly until its entry has an `example` whose rows differ.
 
-Swaps are as graphs.py has them: versions of one shape (inputs and outputs, code, names, shapes and strides of weights)
-share a set, of a copy of the module, and a batch of another version copies its weights over first. `preprocess` and
-`predict` in it are those of the version that it was captured for; the file that they come from is the same.
+Swaps are as graphs.py has them: versions that compute the same, but for their weights, share a set, and a batch of
+another version copies its weights over first. `preprocess` and `predict` are copied together with the module, which
+they may refer to, and are part of what is compared.
 
 A bound on memory. A graph saves launches, which are nothing beside the arithmetic of a large batch of images; but its
 buffers and its pool stay allocated, and no other version can use them. So the buckets of a version take at most
@@ -36,25 +36,29 @@ import hashlib
 import json
 import math
 import threading
-from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from trimtab.models.capturing import TOLERANCE, compiled_pass, graph_errors, try_ways
+from trimtab.models.entry import Definition
 from trimtab.models.flat import Flat
 from trimtab.models.machine import Machine, Work
 from trimtab.models.sharing import LOWER, GraphError, GraphWeights, VersionGraphs, copied, share
 from trimtab.models.staging import bucket_for, bucket_sizes, most_within, offsets
 from trimtab.models.tensor_trials import check, padding_of
 from trimtab.models.tensors import DTYPES, TensorVersion
+from trimtab.models.traced import traced
 
 __all__ = ["GRAPH_BYTES", "KnownTensors", "TensorGraphs", "VersionTensors", "graph_tensors", "use_graphs"]
 
 GRAPH_BYTES = 256 << 20
 
 Forward = Callable[[Mapping[str, Tensor]], list[Any]]
+Hooks = tuple[Callable[[Mapping[str, Any]], Any] | None, Callable[[Any], Any] | None]
+"""`preprocess` and `predict` of a definition."""
 Kind = tuple[torch.dtype, tuple[int, ...]]
 """A tensor's dtype, and its dimensions after the rows."""
 
@@ -213,7 +217,7 @@ class _Asked:
     limit: int
 
     def shape(self, weights: Flat) -> str:
-        """Equal for versions that differ in their weights alone (sha256, hex): what one set of graphs may be for."""
+        """Equal for versions that differ in their weights alone, as far as files tell (sha256, hex)."""
         source, code = self.version.source, self.version.definition.code
         what = [source.architecture, source.entry, source.program, code, source.seed]
         way = [self.most, self.precision, self.compiled, self.limit]
@@ -226,10 +230,12 @@ def _shared(asked: _Asked, known: KnownTensors) -> VersionTensors | None:
     return share(
         known,
         version.module,
+        _hooks_of(version),
         version.flat,
         asked.precision,
         shape=asked.shape,
-        capture=lambda module, weights: _captured(asked, module, weights),
+        trace=lambda module, hooks, weights: _trace(asked, module, hooks, weights),
+        capture=lambda module, hooks, weights: _captured(asked, module, hooks, weights),
         run=VersionTensors,
         check=lambda run: _check(asked, run),
     )
@@ -239,16 +245,27 @@ def _own(asked: _Asked) -> VersionTensors:
     """By graphs over the version's own weights, or a copy of them in a lower precision."""
     module, lowered = asked.version.module, 0
     if asked.precision != "fp32":
-        module, weights = copied(module, LOWER[asked.precision])
+        module, _, weights = copied(module, LOWER[asked.precision], None)
         lowered = weights.layout.size
-    return VersionTensors(_captured(asked, module), None, lowered)
+    return VersionTensors(_captured(asked, module, _hooks_of(asked.version)), None, lowered)
 
 
-def _captured(asked: _Asked, module: nn.Module, weights: GraphWeights | None = None) -> TensorGraphs:
+def _hooks_of(version: TensorVersion) -> Hooks:
+    return version.definition.preprocess, version.definition.predict
+
+
+def _trace(asked: _Asked, module: nn.Module, hooks: Hooks, weights: Flat) -> str:
+    place, run = asked.version.device, _pass(asked, module, hooks)
+    inputs = {name: torch.cat([row, row]).to(place) for name, row in padding_of(asked.version).items()}
+    return traced(lambda: run(inputs), weights, list(inputs.values()))
+
+
+def _captured(asked: _Asked, module: nn.Module, hooks: Hooks, weights: GraphWeights | None = None) -> TensorGraphs:
     """Graphs of that module, for as many rows as fit."""
     version = asked.version
     padding = padding_of(version)
-    forward = _pass(asked, module)
+    whole = _pass(asked, module, hooks)
+    forward = _compiled(padding, whole) if asked.compiled else whole
     outputs = _kinds(version, padding)
     widths = [value[0].nbytes for value in padding.values()] + [_width(kind) for kind in outputs]
     fitting = most_within(asked.limit, widths, asked.most)
@@ -265,7 +282,7 @@ def _check(asked: _Asked, run: VersionTensors) -> None:
     check(asked.version, run.call, run.graphs.most, _tolerance(asked.version, asked.precision))
 
 
-def _pass(asked: _Asked, module: nn.Module) -> Forward:
+def _pass(asked: _Asked, module: nn.Module, hooks: Hooks) -> Forward:
     """Inputs by name to outputs in their order, by that module, which has the precision that was asked for. What it
     takes in float32 is lowered, and what it gives in that dtype is float32 again."""
     version = asked.version
@@ -273,14 +290,19 @@ def _pass(asked: _Asked, module: nn.Module) -> Forward:
         module = _Lowered(module, LOWER[asked.precision])
     # Graphs keep what they were captured from. That must not be the version, which keeps its graphs, nor what made its
     # module, which may keep that, while the graphs are other versions'.
-    definition = replace(version.definition, builder=type(module), example=None)
+    preprocess, predict = hooks
+    definition = Definition(version.definition.name, type(module), preprocess, predict)
     like = replace(version, definition=definition, module=module, flat=None)
-    names = [name for name, _, _ in version.source.shape.inputs]
+    return lambda inputs: like.run_eagerly(*like.arguments(inputs))
 
-    def whole(*values: Tensor) -> list[Any]:
-        return like.run_eagerly(*like.arguments(dict(zip(names, values, strict=True))))
 
-    made = compiled_pass(whole) if asked.compiled else whole
+def _compiled(names: Iterable[str], whole: Forward) -> Forward:
+    names = tuple(names)
+
+    def positional(*values: Tensor) -> list[Any]:
+        return whole(dict(zip(names, values, strict=True)))
+
+    made = compiled_pass(positional)
     return lambda inputs: made(*inputs.values())
 
 

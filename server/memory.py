@@ -56,10 +56,13 @@ class ModelMemory:
             self._sizes[model] = {**sizes, **{number: before[number] for number in loading}}
 
     def count(self, model: str, sizes: Mapping[int, int]) -> None:
-        """Counts these versions of the model with so many bytes, and its others as before."""
+        """Counts these versions of the model with so many bytes, and its others as before. One that is being loaded or
+        woken meanwhile, which takes none yet, stays reserved."""
         with self._lock:
-            self._sizes.setdefault(model, {}).update(sizes)
-            self._loading.get(model, set()).difference_update(sizes)
+            loading = self._loading.get(model, set())
+            loading -= {number for number, size in sizes.items() if size}
+            counted = {number: size for number, size in sizes.items() if number not in loading}
+            self._sizes.setdefault(model, {}).update(counted)
 
     def forget(self, model: str) -> None:
         """Counts none of the model's versions any more. When none is being loaded."""

@@ -309,8 +309,7 @@ class Swap:
     def _release(self, number: int) -> None:
         """One that was loaded before is counted as it was."""
         self._memory.release(self.engine.name, number)
-        if number in self._known:
-            self._memory.count(self.engine.name, {number: sizes_of(self._known)[number]})
+        self._memory.count(self.engine.name, sizes_of(self._known))
 
     def _bring(self, number: int) -> None:
         """Loads a version that an alias is to stand for; the flip installs it."""
@@ -346,7 +345,8 @@ class Swap:
     def _learn(self, version: Version) -> None:
         with self._lock:
             self._known[version.number] = version
-            self._memory.count(self.engine.name, {version.number: sizes_of(self._known)[version.number]})
+            # All of them: what they share is counted with the first, which may be another now.
+            self._memory.count(self.engine.name, sizes_of(self._known))
 
     def _refuse(self, number: int, reason: str, recipe: str) -> Unfit:
         self._forget(number)

@@ -559,9 +559,9 @@ class ModelSettings(Settings):
     """Where columns are transformed and counted of batches that run by CUDA graphs. "gpu": in the graph, which takes
     CuPy; not measured yet, hence not the default."""
     graphs: Literal["shared", "own"] = "shared"
-    """On a GPU. "shared": versions of one shape have one set of CUDA graphs, and a batch of another version than the
-    one before copies that version's weights over first; a swap costs one such copy. "own": each version has its own
-    set; better where requests ask for two versions by turns all the time."""
+    """On a GPU. "shared": versions that compute the same have one set of CUDA graphs, and a batch of another version
+    than the one before copies that version's weights over first; a swap costs one such copy. "own": each version has
+    its own set; better where requests ask for two versions by turns all the time."""
     load: bool = True
     """Load the model when the server starts; otherwise only when it is asked for."""
     idle_seconds: Annotated[float, Field(ge=0.0)] = 0.0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import weakref
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,10 +21,12 @@ from trimtab.models.runner import running
 from trimtab.models.tensor_graphs import KnownTensors, VersionTensors, graph_tensors
 from trimtab.models.tensors import TensorVersion
 from trimtab.server.memory import sizes_of
+from trimtab.store.files import sha256_file
 from trimtab.store.settings import ModelSettings
 
 from .machines import PretendMachine
 from .test_tensor_graphs import ENTRY, FORWARD, MACHINES, ONE, TENSORS, inputs_of, machine_for, plain, version_on
+from .test_tensors import first, project
 
 MOST = 9
 FLOATS = ("FP32", "3", "FP32")
@@ -111,22 +114,159 @@ def test_what_was_asked_for_in_another_way_has_graphs_of_its_own(other: dict[str
     assert len(known) == 2
 
 
-def test_what_was_folded_into_a_graph_is_noticed(tmp_path: Path) -> None:
-    """A module that keeps a number made of its weights."""
-    code = FORWARD.format("return x * self.weight * self.scale()")
-    code += "\n    def scale(self):\n        if not hasattr(self, 'kept'):\n"
-    code += "            self.kept = float(self.weight.sum())\n        return self.kept\n"
+BUILT = """
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor([1.0, 2.0, 3.0]))
+        self.register_buffer("limit", torch.tensor(100.0))
+        {init}
+
+    def forward(self, x):
+        {forward}
+
+    {more}
+
+class Model:
+    def build(self):
+        self.net = Net()
+        return self.net
+
+    def predict(self, y):
+        {predict}
+"""
+
+
+def built(folder: Path, number: int, **parts: str) -> TensorVersion:
+    """A version whose entry keeps the module that it builds."""
+    given = {"init": "pass", "forward": "return x * self.weight", "more": "", "predict": "return y", **parts}
+    code = BUILT
+    for name, value in given.items():
+        code = code.replace(f"{{{name}}}", value)
+    return version_on("pretend", folder / str(number), code, ONE % FLOATS)
+
+
+STRANGE = {
+    # Numbers and tensors that were made of weights when they were first asked for.
+    "a number folded": (
+        {"forward": "return x * self.weight * self.kept", "init": "self.kept = 1.0"},
+        lambda module, number: setattr(module, "kept", float(module.weight.sum())),
+    ),
+    "a tensor folded": (
+        {"forward": "return x * self.weight * self.kept", "init": "self.kept = 1.0"},
+        lambda module, number: setattr(module, "kept", module.weight.detach().sum().clone()),
+    ),
+    # What has no effect on any row that is made up.
+    "a number that is no weight": (
+        {"forward": "return (x * self.weight).clamp(max=self.most)", "init": "self.most = 1.0"},
+        lambda module, number: setattr(module, "most", 1000.0 + number),
+    ),
+    "a tensor that is no weight": (
+        {"forward": "return torch.minimum(x * self.weight, self.most)", "init": "self.most = torch.tensor(1.0)"},
+        lambda module, number: setattr(module, "most", torch.tensor(1000.0 + number)),
+    ),
+    "another branch": (
+        {"forward": "return x * self.weight if self.kind == 1 else self.weight * x", "init": "self.kind = 0"},
+        lambda module, number: setattr(module, "kind", number),
+    ),
+    # Tensors that a copy of the module does not have.
+    "a function of the module itself": (
+        {"forward": "return self.scale(x)", "init": "self.scale = lambda x: x * self.weight"},
+        lambda module, number: None,
+    ),
+    "weights that are replaced": (
+        {"forward": "self.weight.data = self.weight.data.clamp(-9, 9); return x * self.weight"},
+        lambda module, number: None,
+    ),
+    # A state between two batches.
+    "a count": (
+        {"forward": "self.limit.add_(0.0); return x * self.weight"},
+        lambda module, number: None,
+    ),
+}
+
+
+@pytest.mark.parametrize(("parts", "change"), STRANGE.values(), ids=STRANGE)
+def test_versions_that_compute_something_else_have_graphs_of_their_own(
+    parts: dict[str, str], change: Callable[[Any, int], None], tmp_path: Path
+) -> None:
     known: KnownTensors = {}
     runs = []
     for number in (1, 2):
-        version = version_on("pretend", tmp_path / str(number), code, ONE % FLOATS)
-        del version.module.kept  # of the weights that it was loaded with
-        version = numbered(version, number)
+        version = numbered(built(tmp_path, number, **parts), number)
+        change(version.module, number)
         runs.append((version, graph_tensors(version, MOST, PretendMachine, known=known)))
-    assert runs[0][1].shared is not None
-    assert runs[1][1].shared is None
+    assert runs[0][1].graphs is not runs[1][1].graphs
     for version, run in (*runs, *runs):
         check(version, run, 4)
+
+
+def test_hooks_that_refer_to_the_module_follow_the_weights(tmp_path: Path) -> None:
+    """They are copied with it: the limit is the version's own, also once the first one sleeps, or has gone."""
+    known: KnownTensors = {}
+    versions = []
+    for number in (1, 2):
+        version = numbered(
+            built(tmp_path, number, predict="return y.clamp(max=float('inf')).minimum(self.net.limit)"), number
+        )
+        version.module.limit.fill_(number / 10)
+        version.use_staged(graph_tensors(version, MOST, PretendMachine, known=known))
+        versions.append(version)
+    assert versions[0].shared is versions[1].shared is not None
+    rows = {"x": torch.full((3, 3), 1e6)}
+    for version in (*versions, versions[0]):
+        (found,) = version.call(rows, 3)
+        assert found.max() == np.float32(version.number / 10)
+    module = weakref.ref(versions[0].module)
+    del version
+    versions.pop(0)
+    gc.collect()
+    assert module() is None
+
+
+class Scaled(torch.nn.Module):
+    def __init__(self, constant: bool) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.tensor([1.0, 2.0, 3.0]))
+        self.mean: Any = torch.tensor([0.5, 0.25, 0.125]) if constant else 0.5
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * self.weight - self.mean
+
+
+@pytest.mark.filterwarnings("ignore:.*LeafSpec")  # torch's own, of torch
+@pytest.mark.parametrize("constant", [False, True])
+def test_exported_programs(constant: bool, tmp_path: Path) -> None:
+    """A copy of one has its constants among its buffers, where the program itself has not."""
+    batch = torch.export.Dim("batch", min=1, max=1 << 20)
+    program = torch.export.export(Scaled(constant), (torch.ones(3, 3),), dynamic_shapes={"x": {0: batch}})
+    torch.export.save(program, tmp_path / "scaled.pt2")
+    digest = sha256_file(tmp_path / "scaled.pt2")
+    made = project(tmp_path, "", f'program = "scaled.pt2"\nsha256 = "{digest}"', ONE % FLOATS)
+    known: KnownTensors = {}
+    runs = []
+    for number in (1, 2):
+        version = numbered(first(made, min(number - 1, 1)), number)
+        runs.append((version, graph_tensors(version, MOST, PretendMachine, known=known)))
+    assert (runs[0][1].graphs is runs[1][1].graphs) == (not constant)
+    for version, run in (*runs, *runs):
+        check(version, run, 5)
+
+
+def test_without_memory_for_a_copy_a_version_has_graphs_of_its_own(tmp_path: Path) -> None:
+    tries: list[int] = []
+
+    def machine() -> PretendMachine:
+        tries.append(1)
+        return PretendMachine(fail=torch.OutOfMemoryError("CUDA out of memory") if len(tries) == 1 else None)
+
+    version = numbered(built(tmp_path, 1), 1)
+    run = graph_tensors(version, MOST, machine, known={})
+    assert run.shared is None
+    check(version, run, 5)
 
 
 def test_large_weights_are_not_copied_between_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

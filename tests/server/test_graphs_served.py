@@ -73,7 +73,9 @@ def test_swaps_of_models_that_take_tensors(graphs: str, tmp_path: Path) -> None:
     """As above: an answer is of the version that it says, x plus the mean of that version's weights."""
     more = f'graphs = "{graphs}"'
     scalar = "[model.batching]\nmax_batch_size = 32"
-    project = own.write(tmp_path / "project", own.model("slow", "Slow", more) + scalar)
+    room = (5 if graphs == "shared" else 4) * WIDE  # for three versions, what they share, and no version more
+    models = own.model("slow", "Slow", more) + scalar
+    project = own.write(tmp_path / "project", models, server=f"max_model_bytes = {room}")
     wrong: list[tuple[str, list[float]]] = []
     done = threading.Event()
     with serving(project, played_gpu=True) as running, running.lifecycle() as lifecycle, running.inference() as stub:
@@ -111,6 +113,12 @@ def test_swaps_of_models_that_take_tensors(graphs: str, tmp_path: Path) -> None:
         assert len(sizes) == 3
         assert all(size > WIDE for size in sizes)
         assert all((size > 2 * WIDE) == (graphs == "shared") for size in sizes)  # those of the graphs, too
+        promote(3)
+        assert running.stop() == 0
+    with serving(project, played_gpu=True) as running, running.inference() as stub:  # 3, 1, 2 are loaded, in this order
+        for number in (1, 2, 3):
+            answer = stub.ModelInfer(own.request("slow", f"v{number}", x=own.numbers(1)), timeout=60)
+            assert own.outputs(answer)["y"].tolist() == [float(number)]
         assert running.stop() == 0
 
 

@@ -90,3 +90,17 @@ def test_what_loads_stays_reserved_whatever_else_the_model_keeps() -> None:
     memory.forget("a")
     memory.keep("a", {})
     assert memory.used == 0
+
+
+def test_counting_the_others_anew_keeps_what_is_being_woken_reserved() -> None:
+    """Which takes nothing yet."""
+    memory = ModelMemory(100)
+    memory.reserve("a", 1, 60)
+    memory.count("a", {1: 60})
+    memory.reserve("a", 2, 30)
+    memory.count("a", {1: 60, 2: 0, 3: 5})
+    assert memory.of("a") == {1: 60, 2: 30, 3: 5}
+    memory.count("a", {1: 50, 2: 40, 3: 5})
+    assert memory.of("a") == {1: 50, 2: 40, 3: 5}
+    memory.count("a", {2: 0})  # asleep
+    assert memory.used == 55
