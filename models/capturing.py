@@ -4,12 +4,11 @@ either way, in the precision that was asked for.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, MutableMapping
+from collections.abc import Callable, Iterable, MutableMapping
 from dataclasses import dataclass
 from typing import Any, ParamSpec, TypeVar
 
@@ -24,17 +23,15 @@ from trimtab.kernels.program import ColumnProgram
 from trimtab.kernels.sketch import Sketch
 from trimtab.models.architectures import Forward, Network
 from trimtab.models.device_columns import DeviceColumns
-from trimtab.models.errors import ModelError
-from trimtab.models.faults import first_line, is_fault, is_out_of_memory, let_go
 from trimtab.models.flat import Flat
 from trimtab.models.graphs import GraphedRun, HostColumns, Intake
 from trimtab.models.machine import Machine
-from trimtab.models.sharing import LOWER, GraphError, GraphWeights, VersionGraphs, copied, share
-from trimtab.models.staging import bucket_for, bucket_sizes
+from trimtab.models.sharing import LOWER, GraphError, GraphWeights, VersionGraphs, Wanted, graphs_for
+from trimtab.models.staging import bucket_for, bucket_sizes, padded_sizes
 from trimtab.models.traced import traced
 from trimtab.models.version import LoadedVersion
 
-__all__ = ["TOLERANCE", "Columns", "Known", "VersionRun", "compiled_pass", "graph_errors", "graph_version", "try_ways"]
+__all__ = ["TOLERANCE", "Columns", "Known", "VersionRun", "compiled_pass", "graph_version", "try_ways"]
 
 _log = logging.getLogger(__name__)
 TOLERANCE = {"fp32": 1e-4, "fp16": 4e-3, "bf16": 3e-2}
@@ -46,7 +43,7 @@ T = TypeVar("T")
 Columns = Callable[[ColumnProgram], GraphColumns | str]
 """A program's columns for captured batches, or why they cannot run on the device."""
 Known = MutableMapping[str, GraphedRun]
-"""Graphs by the shape of what they run. One that does not keep them (WeakValueDictionary): the versions do."""
+"""Graphs by what they compute. One that does not keep them (WeakValueDictionary): the versions do."""
 
 
 class VersionRun(VersionGraphs[GraphedRun]):
@@ -84,31 +81,7 @@ def graph_version(
     `known`, by the graphs of its shape that are there, or by new ones that are added; with `columns`, beginning with
     the columns and the sketch. Takes as long as capturing does, and compiling if that is asked for. Raises GraphError
     with the reason where it cannot run so, and what breaks the device as it is."""
-    asked = _Asked(version, most, machine, precision, compiled, columns)
-    with graph_errors():
-        run = None if known is None else _shared(asked, known)
-        if run is None:
-            run = _own(asked)
-            _check(version, run, TOLERANCE[precision])
-        return run
-
-
-@contextlib.contextmanager
-def graph_errors() -> Iterator[None]:
-    """Raises GraphError with the reason in place of what making graphs fails with, and what breaks the device as it
-    is."""
-    try:
-        yield
-    except GraphError:
-        raise
-    except Exception as error:
-        if is_fault(error):
-            raise
-        if is_out_of_memory(error):
-            let_go()
-            raise GraphError(f"there is no memory left for its graphs: {first_line(error)}") from error
-        what = "" if isinstance(error, ModelError) else f"{type(error).__name__}: "
-        raise GraphError(f"it cannot be captured: {what}{first_line(error)}") from error
+    return graphs_for(_Wanted(version, most, machine, precision, compiled, columns), known)
 
 
 def compiled_pass(whole: Callable[P, T]) -> Callable[P, T]:
@@ -151,7 +124,7 @@ def try_ways(
 
 
 @dataclass(frozen=True)
-class _Asked:
+class _Wanted(Wanted[Network, None, GraphedRun, VersionRun]):
     """Arguments of `graph_version`."""
 
     version: LoadedVersion
@@ -161,8 +134,22 @@ class _Asked:
     compiled: bool
     columns: Columns | None
 
+    @property
+    def module(self) -> Network:
+        """See Wanted."""
+        return self.version.module
+
+    @property
+    def flat(self) -> Flat | None:
+        """See Wanted."""
+        return self.version.flat
+
+    @property
+    def hooks(self) -> None:
+        """See Wanted: nothing."""
+
     def shape(self, weights: Flat) -> str:
-        """Equal for versions that differ in their weights alone, as far as files tell (sha256, hex)."""
+        """See Wanted."""
         manifest, program = self.version.manifest, self.version.program
         # A seed is where the weights came from, no part of what is computed.
         architecture = {key: value for key, value in manifest.architecture.items() if key != "seed"}
@@ -181,54 +168,35 @@ class _Asked:
             raise GraphError(f"its columns cannot run there: {made}")
         return DeviceColumns(made, self.machine, self.most)
 
+    def trace(self, module: Network, hooks: None, weights: Flat) -> str:
+        """See Wanted."""
+        program, device = self.version.program, self.version.device
+        features = torch.zeros(2, program.n_features, device=device)
+        ids = torch.zeros(2, len(program.id_sizes), dtype=torch.int64, device=device)
+        forward = self._pass(module)
+        return traced(lambda: forward(features, ids), weights, [features, ids])
 
-def _shared(asked: _Asked, known: Known) -> VersionRun | None:
-    """By graphs that other versions may run by, too; None where that is not possible."""
-    version = asked.version
-    return share(
-        known,
-        version.module,
-        None,
-        version.flat,
-        asked.precision,
-        shape=asked.shape,
-        trace=lambda module, _, weights: _trace(asked, module, weights),
-        capture=lambda module, _, weights: _captured(asked, module, weights),
-        run=VersionRun,
-        check=lambda run: _check(version, run, TOLERANCE[asked.precision]),
-    )
+    def capture(self, module: Network, hooks: None, weights: GraphWeights | None) -> GraphedRun:
+        """See Wanted."""
+        whole = self._pass(module)
+        made: Forward = compiled_pass(whole) if self.compiled else whole
+        return GraphedRun(made, self.intake(), self.version.task.width, self.most, self.machine, weights)
 
+    def run(self, graphs: GraphedRun, weights: Flat | None, lowered: int) -> VersionRun:
+        """See Wanted."""
+        return VersionRun(graphs, weights, lowered)
 
-def _own(asked: _Asked) -> VersionRun:
-    """By graphs over the version's own weights, or a copy of them in a lower precision."""
-    module, lowered = asked.version.module, 0
-    if asked.precision != "fp32":
-        module, _, weights = copied(module, LOWER[asked.precision], None)
-        lowered = weights.layout.size
-    return VersionRun(_captured(asked, module), None, lowered)
+    def check(self, run: VersionRun) -> None:
+        """See Wanted."""
+        _check(self.version, run, TOLERANCE[self.precision])
 
+    def _pass(self, module: Network) -> Forward:
+        forward, predict = _between_fp32(module.forward_of(), self.precision), self.version.task.predict
 
-def _trace(asked: _Asked, module: Network, weights: Flat) -> str:
-    program, device = asked.version.program, asked.version.device
-    features = torch.zeros(2, program.n_features, device=device)
-    ids = torch.zeros(2, len(program.id_sizes), dtype=torch.int64, device=device)
-    forward = _pass(asked, module)
-    return traced(lambda: forward(features, ids), weights, [features, ids])
+        def whole(features: Tensor, ids: Tensor) -> Tensor:
+            return predict(forward(features, ids))
 
-
-def _captured(asked: _Asked, module: Network, weights: GraphWeights | None = None) -> GraphedRun:
-    task, whole = asked.version.task, _pass(asked, module)
-    made: Forward = compiled_pass(whole) if asked.compiled else whole
-    return GraphedRun(made, asked.intake(), task.width, asked.most, asked.machine, weights)
-
-
-def _pass(asked: _Asked, module: Network) -> Forward:
-    forward, predict = _between_fp32(module.forward_of(), asked.precision), asked.version.task.predict
-
-    def whole(features: Tensor, ids: Tensor) -> Tensor:
-        return predict(forward(features, ids))
-
-    return whole
+        return whole
 
 
 def _between_fp32(forward: Forward, precision: str) -> Forward:
@@ -239,8 +207,8 @@ def _between_fp32(forward: Forward, precision: str) -> Forward:
 
 def _check(version: LoadedVersion, run: VersionRun, tolerance: float) -> None:
     """Full buckets, then buckets with padding."""
-    sizes = bucket_sizes(run.graphs.most)
-    for n in [*sizes, *sorted({size // 2 + 1 for size in sizes} - set(sizes))]:
+    most = run.graphs.most
+    for n in [*bucket_sizes(most), *padded_sizes(most)]:
         write, features, ids = run.graphs.intake.example(version, n)
         with torch.inference_mode():
             expected = version.run_eagerly(features.to(version.device), ids.to(version.device)).cpu().numpy()

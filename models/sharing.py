@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import copy
 import weakref
+from abc import ABC, abstractmethod
 from collections.abc import Callable, MutableMapping
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
@@ -13,11 +14,11 @@ from typing import Generic, Protocol, TypeVar
 import torch
 from torch import nn
 from trimtab.models.errors import ModelError
-from trimtab.models.faults import is_fault, is_out_of_memory, let_go
+from trimtab.models.faults import first_line, is_fault, is_out_of_memory, let_go
 from trimtab.models.flat import Flat, FlatError
 from trimtab.models.machine import Work
 
-__all__ = ["LOWER", "SHARED_BYTES", "GraphError", "GraphWeights", "Graphs", "VersionGraphs", "copied", "share"]
+__all__ = ["LOWER", "SHARED_BYTES", "GraphError", "GraphWeights", "Graphs", "VersionGraphs", "Wanted", "graphs_for"]
 
 SHARED_BYTES = 2 << 30
 """Of weights: beyond, a copy between two batches is a pause of more than a millisecond or two."""
@@ -103,39 +104,100 @@ class VersionGraphs(Generic[G]):
 R = TypeVar("R")
 
 
-def share(
-    known: MutableMapping[str, G],
-    module: Module,
-    hooks: Hooks,
-    flat: Flat | None,
-    precision: str,
-    *,
-    shape: Callable[[Flat], str],
-    trace: Callable[[Module, Hooks, Flat], str],
-    capture: Callable[[Module, Hooks, GraphWeights], G],
-    run: Callable[[G, Flat, int], R],
-    check: Callable[[R], None],
-) -> R | None:
-    """A version's graphs that other versions may run by, too: those that are known for what it computes, or captured
-    ones, of a copy of its module and of what else the pass is made of (`hooks`). None where that is not possible: it is
-    to have graphs of its own. Raises GraphError, as `check` does, where answers of captured ones are not the version's;
-    those of its own would say the same.
+class Wanted(ABC, Generic[Module, Hooks, G, R]):
+    """Graphs that a version is to have, and what they are made of and by: the argument of `graphs_for`."""
+
+    precision: str
+
+    @property
+    @abstractmethod
+    def module(self) -> Module:
+        """The version's network."""
+
+    @property
+    @abstractmethod
+    def flat(self) -> Flat | None:
+        """The buffer that the module's tensors lie in, where they lie in one."""
+
+    @property
+    @abstractmethod
+    def hooks(self) -> Hooks:
+        """What else the pass is made of. It is copied together with the module, which it may refer to."""
+
+    @abstractmethod
+    def shape(self, weights: Flat) -> str:
+        """Equal for versions that differ in their weights alone, as far as files tell (sha256, hex)."""
+
+    @abstractmethod
+    def trace(self, module: Module, hooks: Hooks, weights: Flat) -> str:
+        """See traced.py: of the pass by that module, in the precision. Raises TraceError, and what the pass raises."""
+
+    @abstractmethod
+    def capture(self, module: Module, hooks: Hooks, weights: GraphWeights | None) -> G:
+        """Graphs of the pass by that module; by `weights` if they are to be replaced by those of other versions. Raises
+        GraphError, and whatever the pass or capturing raises."""
+
+    @abstractmethod
+    def run(self, graphs: G, weights: Flat | None, lowered: int) -> R:
+        """The version's graphs; see VersionGraphs."""
+
+    @abstractmethod
+    def check(self, run: R) -> None:
+        """Raises GraphError where answers are not those of the version's eager pass."""
+
+
+def graphs_for(wanted: Wanted[Module, Hooks, G, R], known: MutableMapping[str, G] | None) -> R:
+    """The version's graphs, checked. With `known`, those that are known for what it computes, or new ones that are
+    added, where that is possible; else its own. Raises GraphError with the reason where it cannot run so, and what
+    breaks the device as it is."""
+    try:
+        run = None if known is None else _shared(wanted, known)
+        if run is None:
+            run = _own(wanted)
+            wanted.check(run)
+        return run
+    except GraphError:
+        raise
+    except Exception as error:
+        if is_fault(error):
+            raise
+        if is_out_of_memory(error):
+            let_go()
+            raise GraphError(f"there is no memory left for its graphs: {first_line(error)}") from error
+        what = "" if isinstance(error, ModelError) else f"{type(error).__name__}: "
+        raise GraphError(f"it cannot be captured: {what}{first_line(error)}") from error
+
+
+def _own(wanted: Wanted[Module, Hooks, G, R]) -> R:
+    """By graphs over the version's own weights, or a copy of them in a lower precision."""
+    module, lowered = wanted.module, 0
+    if wanted.precision != "fp32":
+        module, _, weights = _copied(module, LOWER[wanted.precision], None)
+        lowered = weights.layout.size
+    return wanted.run(wanted.capture(module, wanted.hooks, None), None, lowered)
+
+
+def _shared(wanted: Wanted[Module, Hooks, G, R], known: MutableMapping[str, G]) -> R | None:
+    """By graphs that other versions may run by, too: known ones, or captured ones of a copy of the module. None where
+    that is not possible: it is to have graphs of its own. Raises GraphError, as `check` does, where answers of captured
+    ones are not the version's; those of its own would say the same.
 
     Versions share graphs where their shapes are equal and so are the traces (traced.py) of their passes. The pass that
     is captured is that of the copy; it has to have that trace, too, or it reads something of the version's own."""
+    module, hooks, flat = wanted.module, wanted.hooks, wanted.flat
     if flat is None or flat.layout.size > SHARED_BYTES:
         return None
     own, lowered = (module, hooks, flat), 0
     try:
-        if precision != "fp32":
-            own = copied(module, LOWER[precision], hooks)
+        if wanted.precision != "fp32":
+            own = _copied(module, LOWER[wanted.precision], hooks)
             lowered = own[2].layout.size
-        weights, found = own[2], trace(*own)
-        key = f"{shape(weights)} {found}"
+        weights, found = own[2], wanted.trace(*own)
+        key = f"{wanted.shape(weights)} {found}"
         graphs, other = known.get(key), None
         if graphs is None:
-            other = copied(module, LOWER.get(precision), hooks)
-            if other[2].layout.hash != weights.layout.hash or trace(*other) != found:
+            other = _copied(module, LOWER.get(wanted.precision), hooks)
+            if other[2].layout.hash != weights.layout.hash or wanted.trace(*other) != found:
                 return None
             other[2].check()  # a pass may put other tensors in the place of its weights
     except Exception as error:
@@ -147,9 +209,9 @@ def share(
     try:
         if graphs is None:
             assert other is not None
-            graphs = capture(other[0], other[1], GraphWeights(other[2]))
-        made = run(graphs, weights, lowered)
-        check(made)
+            graphs = wanted.capture(other[0], other[1], GraphWeights(other[2]))
+        run = wanted.run(graphs, weights, lowered)
+        wanted.check(run)
     except FlatError:
         return None
     except GraphError:
@@ -162,10 +224,10 @@ def share(
         let_go()  # graphs of its own need a copy of the weights less
         return None
     known[key] = graphs
-    return made
+    return run
 
 
-def copied(module: Module, dtype: torch.dtype | None, hooks: Hooks) -> tuple[Module, Hooks, Flat]:
+def _copied(module: Module, dtype: torch.dtype | None, hooks: Hooks) -> tuple[Module, Hooks, Flat]:
     """A copy of the network, its weights in that dtype and in one buffer, and of hooks that may refer to it. Raises
     FlatError, and what copying raises."""
     other, others = copy.deepcopy((module, hooks))

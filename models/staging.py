@@ -20,7 +20,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-__all__ = ["HEADER", "Bucket", "bucket_for", "bucket_sizes", "most_within", "offsets"]
+__all__ = ["HEADER", "Bucket", "bucket_for", "bucket_sizes", "most_within", "offsets", "padded_sizes"]
 
 HEADER = 8
 _ALIGNMENT = 256
@@ -58,6 +58,12 @@ def bucket_sizes(most: int) -> list[int]:
     if most < 1:
         raise ValueError(f"expected at least one row in a batch, got {most}")
     return sorted({most, *(1 << power for power in range(most.bit_length()) if 1 << power < most)}, reverse=True)
+
+
+def padded_sizes(most: int) -> list[int]:
+    """For each bucket that can have padding, the number of rows with the most of it."""
+    sizes = bucket_sizes(most)
+    return sorted({size // 2 + 1 for size in sizes} - set(sizes))
 
 
 def bucket_for(n: int, most: int) -> int:

@@ -42,11 +42,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from trimtab.models.capturing import TOLERANCE, compiled_pass, graph_errors, try_ways
+from trimtab.models.capturing import TOLERANCE, compiled_pass, try_ways
 from trimtab.models.entry import Definition
 from trimtab.models.flat import Flat
 from trimtab.models.machine import Machine, Work
-from trimtab.models.sharing import LOWER, GraphError, GraphWeights, VersionGraphs, copied, share
+from trimtab.models.sharing import LOWER, GraphError, GraphWeights, VersionGraphs, Wanted, graphs_for
 from trimtab.models.staging import bucket_for, bucket_sizes, most_within, offsets
 from trimtab.models.tensor_trials import check, padding_of
 from trimtab.models.tensors import DTYPES, TensorVersion
@@ -149,7 +149,7 @@ class TensorGraphs:
 
 
 KnownTensors = MutableMapping[str, TensorGraphs]
-"""Graphs by the shape of what they run. One that does not keep them (WeakValueDictionary): the versions do."""
+"""Graphs by what they compute. One that does not keep them (WeakValueDictionary): the versions do."""
 
 
 class VersionTensors(VersionGraphs[TensorGraphs]):
@@ -196,17 +196,11 @@ def graph_tensors(
     checked against the eager pass; each attempt on a machine of its own. With `known`, by the graphs of its shape that
     are there, or by new ones that are added. Takes as long as capturing does, and compiling if that is asked for.
     Raises GraphError with the reason where it cannot run so, and what breaks the device as it is."""
-    asked = _Asked(version, most, machine, precision, compiled, limit)
-    with graph_errors():
-        run = None if known is None else _shared(asked, known)
-        if run is None:
-            run = _own(asked)
-            _check(asked, run)
-        return run
+    return graphs_for(_Wanted(version, most, machine, precision, compiled, limit), known)
 
 
 @dataclass(frozen=True)
-class _Asked:
+class _Wanted(Wanted[nn.Module, Hooks, TensorGraphs, VersionTensors]):
     """Arguments of `graph_tensors`."""
 
     version: TensorVersion
@@ -216,84 +210,69 @@ class _Asked:
     compiled: bool
     limit: int
 
+    @property
+    def module(self) -> nn.Module:
+        """See Wanted."""
+        return self.version.module
+
+    @property
+    def flat(self) -> Flat | None:
+        """See Wanted."""
+        return self.version.flat
+
+    @property
+    def hooks(self) -> Hooks:
+        """See Wanted."""
+        return self.version.definition.preprocess, self.version.definition.predict
+
     def shape(self, weights: Flat) -> str:
-        """Equal for versions that differ in their weights alone, as far as files tell (sha256, hex)."""
+        """See Wanted."""
         source, code = self.version.source, self.version.definition.code
         what = [source.architecture, source.entry, source.program, code, source.seed]
         way = [self.most, self.precision, self.compiled, self.limit]
         return hashlib.sha256(json.dumps([weights.layout.hash, what, way], sort_keys=True).encode()).hexdigest()
 
+    def trace(self, module: nn.Module, hooks: Hooks, weights: Flat) -> str:
+        """See Wanted."""
+        place, run = self.version.device, self._pass(module, hooks)
+        inputs = {name: torch.cat([row, row]).to(place) for name, row in padding_of(self.version).items()}
+        return traced(lambda: run(inputs), weights, list(inputs.values()))
 
-def _shared(asked: _Asked, known: KnownTensors) -> VersionTensors | None:
-    """By graphs that other versions may run by, too; None where that is not possible."""
-    version = asked.version
-    return share(
-        known,
-        version.module,
-        _hooks_of(version),
-        version.flat,
-        asked.precision,
-        shape=asked.shape,
-        trace=lambda module, hooks, weights: _trace(asked, module, hooks, weights),
-        capture=lambda module, hooks, weights: _captured(asked, module, hooks, weights),
-        run=VersionTensors,
-        check=lambda run: _check(asked, run),
-    )
+    def capture(self, module: nn.Module, hooks: Hooks, weights: GraphWeights | None) -> TensorGraphs:
+        """See Wanted: for as many rows as fit."""
+        padding = padding_of(self.version)
+        whole = self._pass(module, hooks)
+        forward = _compiled(padding, whole) if self.compiled else whole
+        outputs = _kinds(self.version, padding)
+        widths = [value[0].nbytes for value in padding.values()] + [_width(kind) for kind in outputs]
+        fitting = most_within(self.limit, widths, self.most)
+        while fitting:
+            graphs = TensorGraphs(forward, padding, outputs, fitting, self.machine(), weights)
+            if graphs.taken <= self.limit:
+                return graphs
+            del graphs
+            fitting = most_within(self.limit, widths, fitting // 2) if fitting > 1 else 0
+        raise GraphError(f"one row of it takes more than {self.limit:,} bytes of buffers and graphs")
 
+    def run(self, graphs: TensorGraphs, weights: Flat | None, lowered: int) -> VersionTensors:
+        """See Wanted."""
+        return VersionTensors(graphs, weights, lowered)
 
-def _own(asked: _Asked) -> VersionTensors:
-    """By graphs over the version's own weights, or a copy of them in a lower precision."""
-    module, lowered = asked.version.module, 0
-    if asked.precision != "fp32":
-        module, _, weights = copied(module, LOWER[asked.precision], None)
-        lowered = weights.layout.size
-    return VersionTensors(_captured(asked, module, _hooks_of(asked.version)), None, lowered)
+    def check(self, run: VersionTensors) -> None:
+        """See Wanted."""
+        check(self.version, run.call, run.graphs.most, _tolerance(self.version, self.precision))
 
-
-def _hooks_of(version: TensorVersion) -> Hooks:
-    return version.definition.preprocess, version.definition.predict
-
-
-def _trace(asked: _Asked, module: nn.Module, hooks: Hooks, weights: Flat) -> str:
-    place, run = asked.version.device, _pass(asked, module, hooks)
-    inputs = {name: torch.cat([row, row]).to(place) for name, row in padding_of(asked.version).items()}
-    return traced(lambda: run(inputs), weights, list(inputs.values()))
-
-
-def _captured(asked: _Asked, module: nn.Module, hooks: Hooks, weights: GraphWeights | None = None) -> TensorGraphs:
-    """Graphs of that module, for as many rows as fit."""
-    version = asked.version
-    padding = padding_of(version)
-    whole = _pass(asked, module, hooks)
-    forward = _compiled(padding, whole) if asked.compiled else whole
-    outputs = _kinds(version, padding)
-    widths = [value[0].nbytes for value in padding.values()] + [_width(kind) for kind in outputs]
-    fitting = most_within(asked.limit, widths, asked.most)
-    while fitting:
-        graphs = TensorGraphs(forward, padding, outputs, fitting, asked.machine(), weights)
-        if graphs.taken <= asked.limit:
-            return graphs
-        del graphs
-        fitting = most_within(asked.limit, widths, fitting // 2) if fitting > 1 else 0
-    raise GraphError(f"one row of it takes more than {asked.limit:,} bytes of buffers and graphs")
-
-
-def _check(asked: _Asked, run: VersionTensors) -> None:
-    check(asked.version, run.call, run.graphs.most, _tolerance(asked.version, asked.precision))
-
-
-def _pass(asked: _Asked, module: nn.Module, hooks: Hooks) -> Forward:
-    """Inputs by name to outputs in their order, by that module, which has the precision that was asked for. What it
-    takes in float32 is lowered, and what it gives in that dtype is float32 again."""
-    version = asked.version
-    if asked.precision != "fp32":
-        module = _Lowered(module, LOWER[asked.precision])
-    # Graphs keep what they were captured from. That must not be the version, which keeps its graphs, nor what made its
-    # module, which may keep that, while the graphs are other versions'.
-    preprocess, predict = hooks
-    definition = Definition(version.definition.name, type(module), preprocess, predict)
-    like = replace(version, definition=definition, module=module, flat=None)
-    return lambda inputs: like.run_eagerly(*like.arguments(inputs))
+    def _pass(self, module: nn.Module, hooks: Hooks) -> Forward:
+        """Inputs by name to outputs in their order, by that module, which has the precision that was asked for. What it
+        takes in float32 is lowered, and what it gives in that dtype is float32 again."""
+        if self.precision != "fp32":
+            module = _Lowered(module, LOWER[self.precision])
+        # Graphs keep what they were captured from. That must not be the version, which keeps its graphs, nor what made
+        # its module, which may keep that, while the graphs are other versions'.
+        preprocess, predict = hooks
+        definition = Definition(self.version.definition.name, type(module), preprocess, predict)
+        like = replace(self.version, definition=definition, module=module, flat=None)
+        return lambda inputs: like.run_eagerly(*like.arguments(inputs))
 
 
 def _compiled(names: Iterable[str], whole: Forward) -> Forward:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 from trimtab.models.sharing import GraphError
-from trimtab.models.staging import bucket_sizes
+from trimtab.models.staging import bucket_sizes, padded_sizes
 from trimtab.models.tensors import DTYPES, TensorVersion
 
 __all__ = ["check", "made_up", "padding_of"]
@@ -48,10 +48,9 @@ def made_up(version: TensorVersion, rows: int) -> dict[str, Tensor]:
 def check(version: TensorVersion, call: Call, most: int, tolerance: float) -> None:
     """Has `call` answer full buckets of up to `most` rows, then buckets with padding. Raises GraphError unless its
     outputs are the eager ones: floats within the tolerance, relatively or of the output's largest; all else exactly."""
-    sizes = bucket_sizes(most)
-    padded = sorted({size // 2 + 1 for size in sizes} - set(sizes))
+    padded = padded_sizes(most)
     padding, telling = padding_of(version), not padded
-    for n in [*sizes, *padded]:
+    for n in [*bucket_sizes(most), *padded]:
         inputs = made_up(version, n)
         with torch.inference_mode():
             there = {name: value.to(version.device) for name, value in inputs.items()}

@@ -29,6 +29,7 @@ from trimtab._native import TensorSchema, TensorSlab
 from trimtab.models.code import checked_bytes, read_entry
 from trimtab.models.entry import Definition, TensorShape
 from trimtab.models.errors import CodeError, ModelError, VersionUnfit
+from trimtab.models.faults import first_line
 from trimtab.models.flat import Flat, flat_on
 from trimtab.models.version import Shared, device_of
 from trimtab.store.errors import StoreError
@@ -110,7 +111,7 @@ class TensorSource:
         try:
             module = torch.export.load(io.BytesIO(data)).module()
         except Exception as error:
-            raise CodeError(f"program {self.program!r} cannot be loaded: {_first_line(error)}") from error
+            raise CodeError(f"program {self.program!r} cannot be loaded: {first_line(error)}") from error
         return module, Definition(self.program, lambda: module, code=self.sha256)
 
     def initial_weights(self) -> bytes | None:
@@ -346,7 +347,7 @@ def fill(module: nn.Module, data: bytes, where: str) -> None:
     try:
         tensors = load_tensors(data)
     except (SafetensorError, ValueError, KeyError) as error:
-        raise VersionUnfit(f"{where}: {WEIGHTS} cannot be read: {_first_line(error)}") from error
+        raise VersionUnfit(f"{where}: {WEIGHTS} cannot be read: {first_line(error)}") from error
     expected = module.state_dict()
     if set(tensors) != set(expected):
         missing, extra = sorted(set(expected) - set(tensors)), sorted(set(tensors) - set(expected))
@@ -420,12 +421,8 @@ def _unfit(where: str) -> Iterator[None]:
     except ModelError as error:
         raise VersionUnfit(f"{where}: {error}") from error
     except Exception as error:
-        raise VersionUnfit(f"{where}: {type(error).__name__}: {_first_line(error)}") from error
+        raise VersionUnfit(f"{where}: {type(error).__name__}: {first_line(error)}") from error
 
 
 def _kind(value: Any) -> str:
     return f"{type(value).__name__} {sorted(map(str, value))}" if isinstance(value, Mapping) else type(value).__name__
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

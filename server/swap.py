@@ -27,7 +27,7 @@ from typing import TypeVar
 
 import torch
 from trimtab.models.errors import ModelError, VersionUnfit
-from trimtab.models.faults import is_fault, is_out_of_memory, let_go
+from trimtab.models.faults import first_line, is_fault, is_out_of_memory, let_go
 from trimtab.models.loading import Loader, Version
 from trimtab.models.sleeping import Sleepers
 from trimtab.server.choosing import aliases, check_alias, others, wanted
@@ -276,7 +276,7 @@ class Swap:
         except ServerError:
             raise
         except Exception as error:
-            name, reason = self.engine.name, (str(error).splitlines() or [type(error).__name__])[0][:300]
+            name, reason = self.engine.name, first_line(error)
             if is_out_of_memory(error):
                 let_go()
                 why = "there is no memory left to load and try it; unload models or versions, or lower max_batch_size"

@@ -26,6 +26,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from trimtab.models.architectures import Network
+from trimtab.models.faults import first_line
 from trimtab.models.finite import all_finite
 from trimtab.models.tasks import Task
 from trimtab.store.settings import RetrainSettings
@@ -128,7 +129,7 @@ class ChallengerState:
         try:
             module.load_state_dict(dict(self.weights))
         except RuntimeError as error:
-            raise TrainingFailed(f"challenger: weights of another architecture: {_first_line(error)}") from error
+            raise TrainingFailed(f"challenger: weights of another architecture: {first_line(error)}") from error
         return module
 
 
@@ -299,7 +300,7 @@ def _read(data: bytes) -> dict[str, torch.Tensor]:
     try:
         return load_tensors(data)
     except (SafetensorError, ValueError, KeyError) as error:
-        raise TrainingFailed(f"challenger: the checkpoint cannot be read: {_first_line(error)}") from error
+        raise TrainingFailed(f"challenger: the checkpoint cannot be read: {first_line(error)}") from error
 
 
 def _moments_of(tensors: Mapping[str, torch.Tensor], weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -310,7 +311,3 @@ def _moments_of(tensors: Mapping[str, torch.Tensor], weights: Mapping[str, torch
     if halves or (present and len(present) < 2):
         raise TrainingFailed(f"challenger: the checkpoint has moments for {len(present)} of {len(names)} tensors")
     return present
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
